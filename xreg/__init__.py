@@ -1,0 +1,1 @@
+"""Particle-by-particle registration of operando X-ray microscopy stacks."""
