@@ -1,0 +1,63 @@
+"""Splitting a particle map: one region per particle, touching ones too, and honest contrast."""
+
+import numpy as np
+import pytest
+
+from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_regions
+
+
+def cone(shape, centre, radius):
+    y, x = np.indices(shape)
+    depth = 1 - np.hypot(y - centre[0], x - centre[1]) / radius
+    return np.where(depth > 0, 0.3 + 0.7 * depth, 0).astype(np.float32)
+
+
+def cones(shape, *places):
+    return np.maximum.reduce([cone(shape, (y, x), r) for y, x, r in places])
+
+
+def test_isolated_and_touching_particles_are_one_region_each():
+    found = cones((300, 320), (60, 70, 30), (60, 131, 30), (200, 100, 90), (220, 250, 14))
+    labels = split_regions(found)
+    assert labels.shape == found.shape
+    assert labels.max() == 4
+    middles = [(60, 70), (60, 131), (200, 100), (220, 250)]
+    assert len({labels[m] for m in middles}) == 4
+
+
+def test_noise_in_the_map_does_not_split_a_particle():
+    rng = np.random.default_rng(0)
+    found = np.clip(cone((200, 200), (100, 100), 60) + 0.05 * rng.standard_normal((200, 200)), 0, 1)
+    assert split_regions(found.astype(np.float32)).max() == 1
+
+
+def test_faint_and_tiny_blobs_are_no_particles():
+    assert split_regions(0.4 * cone((90, 90), (45, 45), 20)).max() == 0
+    assert split_regions(cone((90, 90), (45, 45), 4)).max() == 0
+    assert split_regions(np.zeros((31, 47), np.float32)).shape == (31, 47)
+
+
+def test_pictures_run_from_outside_to_inside_whatever_the_contrast():
+    found = cones((200, 220), (100, 110, 40))
+    labels = split_regions(found)
+    windows = region_windows(labels, 96)
+    for contrast, offset in ((0.1, 0.0), (1.5, 0.4)):
+        density = (offset + contrast * (found > 0)).astype(np.float32)
+        pictures, levels = region_pictures(density, found, labels, windows, 96)
+        assert pictures.shape == (1, 3, 96, 96)
+        assert pictures[0, 0, 48, 48] == pytest.approx(1, abs=0.02)
+        assert pictures[0, 0, 2, 48] == pytest.approx(0, abs=0.02)
+        np.testing.assert_allclose(levels, [[offset, offset + contrast]], atol=1e-3)
+
+
+def test_contrast_tells_a_particle_from_mottle():
+    rng = np.random.default_rng(3)
+    y, x = np.indices((96, 96))
+    disc = np.clip(25 - np.hypot(y - 48, x - 48), 0, 1)
+    noise = 0.1 * rng.standard_normal((96, 96))
+    contrast, significance = contour_contrast(0.5 * disc + noise, disc, 0.1)
+    assert contrast == pytest.approx(0.5, abs=0.03)
+    assert significance > 10
+    mottle = 0.3 * np.sin(x / 8) * np.sin(y / 9)
+    assert abs(contour_contrast(mottle, disc, 0.0)[1]) < 3
+    assert contour_contrast(mottle, np.zeros_like(disc), 0.0) == (0.0, 0.0)

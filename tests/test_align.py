@@ -1,0 +1,92 @@
+"""Registered stacks: the planted picture comes back, whatever its place, magnification or the chunking."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+from xreg.align import align_block, align_stacks, contour_sums, window_half
+from xreg.schema import CONTOUR_SIZE
+
+
+def bump(shape, centre, step=1.0):
+    y, x = np.indices(shape, dtype=float)
+    dy, dx = (y - centre[0]) * step, (x - centre[1]) * step
+    return np.exp(-(dy**2 + 2 * dx**2) / 60) * (1 + 0.3 * np.sin(dx / 3))
+
+
+CENTRES = np.array([[40.3, 50.8], [43.9, 47.1], [38.5, 52.25]])
+
+
+@pytest.fixture(scope="module")
+def stack():
+    frames = np.stack([bump((90, 100), c) for c in CENTRES]).astype(np.float32)
+    ds = xr.Dataset({"optical_density": (("frame", "y", "x"), frames)}, coords={"energy": ("frame", [8300.0, 8340.0, 8400.0])})
+    tracks = xr.Dataset({"position": (("particle", "frame", "axis"), CENTRES[None])})
+    return ds, tracks
+
+
+def test_a_moving_particle_stands_still():
+    frames = np.stack([bump((90, 100), c) for c in CENTRES]).astype(np.float32)
+    aligned = align_block(frames, CENTRES[None], np.ones(3), 15)
+    offset = np.arange(-15, 16)
+    truth = np.exp(-(offset[:, None] ** 2 + 2 * offset**2) / 60) * (1 + 0.3 * np.sin(offset / 3))
+    np.testing.assert_allclose(aligned[0], np.broadcast_to(truth, (3, 31, 31)), atol=2e-3)
+
+
+def test_magnification_is_undone():
+    frames = np.stack([bump((90, 100), (45, 50), step) for step in (1.0, 1.1)]).astype(np.float32)
+    aligned = align_block(frames, np.array([[[45.0, 50], [45, 50]]]), np.array([1.0, 1.1]), 15)
+    np.testing.assert_allclose(aligned[0, 0], aligned[0, 1], atol=2e-3)
+
+
+def test_outside_invalid_and_unseen_are_nan():
+    frames = np.ones((2, 40, 40), np.float32)
+    frames[0, 20, 20] = np.nan
+    position = np.array([[[18.5, 18.5], [np.nan, np.nan]], [[2.0, 20.0], [200.0, 20.0]]])
+    aligned = align_block(frames, position, np.ones(2), 6)
+    assert np.isnan(aligned[0, 1]).all()
+    assert 1 <= np.isnan(aligned[0, 0]).sum() <= 9
+    assert np.isnan(aligned[1, 0, :4]).all()
+    assert np.isfinite(aligned[1, 0, 4:]).all()
+    assert np.isnan(aligned[1, 1]).all()
+
+
+def test_lazy_and_blind_to_chunking(stack, no_compute):
+    ds, tracks = stack
+    whole = align_block(ds["optical_density"].values, CENTRES[None], np.ones(3), 10)
+    for chunks in (1, 2, 3):
+        aligned = align_stacks(ds.chunk(frame=chunks), tracks, 10)["aligned"]
+        assert aligned.dims == ("particle", "frame", "y", "x")
+        assert list(aligned["y"].values) == list(range(-10, 11))
+        with dask.config.set(scheduler="synchronous"):
+            np.testing.assert_array_equal(aligned.values, whole)
+
+
+def test_split_frames_are_refused(stack):
+    ds, tracks = stack
+    with pytest.raises(ValueError, match=r"frames are split into 2 x 1 chunks; need whole frames. Join them with"):
+        align_stacks(ds.chunk(y=50), tracks, 10)
+
+
+def test_contour_sums_are_the_same_for_every_order_of_blocks():
+    n, side = CONTOUR_SIZE, 41
+    y, x = np.indices((n, n))
+    contours = np.stack([(255 * (np.hypot(y - 47.5 - k, x - 47.5) < 20)).astype(np.uint8) for k in range(3)])[:, None]
+    windows = np.tile(np.array([50.0, 60.0, 0.5]), (3, 1, 1))
+    positions = np.stack([[[50 + 0.5 * k, 60.0]] for k in range(3)])
+    track = np.zeros((3, 1), int)
+    sums, count = contour_sums(contours, windows, positions, track, np.ones(3), 1, 20)
+    parts = [contour_sums(contours[s], windows[s], positions[s], track[s], np.ones(3)[s], 1, 20)
+             for s in (slice(2, 3), slice(0, 2))]
+    np.testing.assert_array_equal(sums, parts[0][0] + parts[1][0])
+    assert count[0] == 3
+    outline = sums[0] / (255 * 3) > 0.5
+    assert outline.sum() == pytest.approx(np.pi * 100, rel=0.05)
+    assert outline.shape == (side, side)
+
+
+def test_window_holds_the_largest_particle():
+    rois = xr.Dataset({"roi_window": (("frame", "roi", "window"), np.array([[[0, 0, 1.0], [0, 0, 0.5]]]))})
+    half = window_half(rois, np.array([[0, 1]]), np.ones(1))
+    assert half >= CONTOUR_SIZE / 2 / 1.5

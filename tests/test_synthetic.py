@@ -1,0 +1,103 @@
+"""The phantom: its truth agrees with its pictures, its distortions come alone, and frames do not depend on order."""
+
+import numpy as np
+import pytest
+
+from xreg.schema import FrameStatus
+from xreg.synthetic import DISTORTIONS, Phantom, PhantomConfig, edge_spectrum, ni_energies
+
+SMALL = {"shape": (200, 220), "energies": (8250.0, 8330.0, 8345.0, 8360.0, 8600.0), "n_particles": 4,
+         "radius": (14.0, 24.0), "n_scans": 2}
+
+
+def test_equal_settings_give_equal_counts_in_any_order():
+    one, two = Phantom(**SMALL), Phantom(**SMALL)
+    backwards = [two.counts(f) for f in (3, 0)]
+    np.testing.assert_array_equal(one.counts(0), backwards[1])
+    np.testing.assert_array_equal(one.counts(3), backwards[0])
+    assert not np.array_equal(one.counts(0), Phantom(**SMALL, seed=1).counts(0))
+    assert one.counts(0).dtype == np.uint16
+
+
+def test_position_is_the_centre_of_mass_of_the_coverage():
+    phantom = Phantom(**SMALL, touching=0, magnification=True)
+    for frame in (0, 7):
+        for (window, share), centre in zip(phantom.coverage(frame), phantom.position(frame), strict=True):
+            y, x = np.mgrid[window]
+            measured = [(share * y).sum() / share.sum(), (share * x).sum() / share.sum()]
+            assert measured == pytest.approx(centre, abs=0.05)
+
+
+def test_truth_has_the_motion_that_positions_show():
+    phantom = Phantom(**SMALL)
+    truth = phantom.truth()
+    moved = truth["position"] - truth["position"].isel(frame=0)
+    np.testing.assert_allclose(moved, truth["displacement"], atol=1e-9)
+    np.testing.assert_allclose(truth["displacement"], truth["nonrigid"] + truth["rigid"], atol=1e-9)
+    assert (truth["nonrigid"].isel(particle=0) == 0).all()
+    assert float(abs(truth["nonrigid"]).max()) > 0.5
+
+
+def test_magnification_shrinks_particles_as_energy_grows():
+    phantom = Phantom(**{**SMALL, "energies": (8000.0, 9000.0)}, magnification=True, jitter=0.0, walk=0.0, jumps=0.0,
+                      deformation=0.0)
+    middle = (np.array(SMALL["shape"]) - 1) / 2
+    low, high = (phantom.position(f) - middle for f in (0, 1))
+    np.testing.assert_allclose(low * 8000, high * 9000)
+
+
+def test_edge_energy_is_where_the_mixture_crosses_half_its_step():
+    truth = Phantom(**SMALL).truth()
+    energies = truth["edge_energy"].values
+    assert np.isfinite(energies).sum() == 2 * truth["contour"].values.sum()
+    assert 8340.5 < np.nanmin(energies) < np.nanmax(energies) < 8344.5
+    later = truth["edge_energy"].isel(scan=1) - truth["edge_energy"].isel(scan=0)
+    assert float(later.median()) > 0.2
+    grid = np.linspace(8335, 8345, 10001)
+    half = grid[np.argmax(edge_spectrum(grid, False) > 0.5)]
+    assert half <= np.nanmin(energies) + 1e-3
+
+
+def test_noise_is_that_of_the_counts():
+    quiet = PhantomConfig.only("noise", shape=(200, 200), n_particles=0, counts=2500.0, energies=(8300.0,), n_scans=1)
+    phantom = Phantom(quiet)
+    density = phantom.noisy_optical_density(0)
+    assert density.std() == pytest.approx(1 / 50, rel=0.05)
+    assert density.mean() == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [n for n in DISTORTIONS if n != "noise"])
+def test_each_distortion_alone_changes_the_picture(name):
+    clean = Phantom(PhantomConfig.only(**{**SMALL, "n_darks": 1, "read_noise": 0.0}))
+    bent = Phantom(PhantomConfig.only(name, **{**SMALL, "n_darks": 1, "read_noise": 0.0}, seed=0))
+    frames = range(clean.config.n_frames)
+    if name == "bad_frames":
+        assert (bent.frame_status != FrameStatus.OK).sum() >= 0
+        return
+    assert any(not np.array_equal(clean.counts(f), bent.counts(f)) for f in frames)
+
+
+def test_bad_frames_are_marked_and_look_bad():
+    phantom = Phantom(**{**SMALL, "energies": tuple(ni_energies(60))}, bad_frames=0.3)
+    truth = phantom.truth()
+    assert phantom.frame_status[0] == FrameStatus.OK
+    for status in (FrameStatus.BLANK, FrameStatus.CORRUPT, FrameStatus.BLURRED):
+        frames = np.nonzero(phantom.frame_status == status)[0]
+        assert len(frames)
+        assert np.isnan(truth["position"].isel(frame=int(frames[0]))).all()
+    blank = phantom.counts(int(np.nonzero(phantom.frame_status == FrameStatus.BLANK)[0][0]))
+    assert np.median(blank) < 120
+
+
+def test_143_energies_rise_over_the_edge():
+    energies = ni_energies()
+    assert len(energies) == 143
+    assert (np.diff(energies) > 0).all()
+    assert ((energies > 8330) & (energies < 8360)).sum() > 40
+
+
+def test_errors_say_what_came():
+    with pytest.raises(ValueError, match=r"unknown distortions \['wind'\]; choose from jitter"):
+        PhantomConfig.only("wind")
+    with pytest.raises(ValueError, match="0 scans of 143 energies; need at least one of each"):
+        Phantom(n_scans=0)

@@ -1,0 +1,175 @@
+"""Stage 5: every particle's own registered stack, resampled once from the optical density."""
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from scipy import ndimage
+
+from xreg.chunks import whole_frames
+from xreg.kernels.geometry import pixel_scale
+from xreg.kernels.resample import sample_window
+from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, describe, validate
+
+#: Pixels beyond a window that a cubic spline needs to be as exact as on the whole frame (0.27 ** 8 < 1e-4).
+_MARGIN = 8
+
+
+def align_block(optical_density: np.ndarray, position: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
+    """Cut every particle out of each frame of a block, its centre of mass in the middle.
+
+    Cubic spline interpolation, once: position, sub-pixel shift and magnification are one sampling of the frame.
+
+    Parameters
+    ----------
+    optical_density : ndarray, shape (n, y, x), float32
+        NaN where invalid.
+    position : ndarray, shape (particles, n, 2)
+        Centres of mass (y, x) in the raw frame, px; NaN where not seen.
+    scale : ndarray, shape (n,)
+        Pixel size of each frame over that of the reference energy.
+    half : int
+        Windows reach from -half to +half px (at the reference energy).
+
+    Returns
+    -------
+    ndarray, shape (particles, n, 2 half + 1, 2 half + 1), float32
+        NaN outside the field of view, next to invalid pixels, and where the particle is not seen.
+    """
+    side = 2 * half + 1
+    aligned = np.full((*position.shape[:2], side, side), np.nan, np.float32)
+    for frame, density in enumerate(optical_density):
+        for particle, centre in enumerate(position[:, frame]):
+            if np.isfinite(centre).all():
+                aligned[particle, frame] = _cut(density, centre, 1 / scale[frame], half)
+    return aligned
+
+
+def _cut(density: np.ndarray, centre: np.ndarray, step: float, half: int) -> np.ndarray:
+    """Window of one frame about a real position, samples `step` px apart, (2 half + 1, 2 half + 1)."""
+    side = 2 * half + 1
+    first = centre - half * step
+    low = np.maximum(np.floor(first).astype(int) - _MARGIN, 0)
+    high = np.minimum(np.ceil(centre + half * step).astype(int) + _MARGIN + 1, density.shape)
+    if (high - low < 2).any():
+        return np.full((side, side), np.nan, np.float32)
+    patch = density[low[0]:high[0], low[1]:high[1]]
+    invalid = ~np.isfinite(patch)
+    where = {"matrix": np.array([step, step]), "offset": first - low, "output_shape": (side, side)}
+    filled = np.where(invalid, np.nanmedian(patch) if not invalid.all() else 0.0, patch)
+    window = ndimage.affine_transform(filled, **where, order=3, mode="mirror").astype(np.float32)
+    # Samples off the frame, and those that an invalid pixel had a part in.
+    unseen = ndimage.affine_transform(invalid.astype(np.float32), **where, order=1, mode="constant", cval=1.0)
+    for axis in (0, 1):
+        along = first[axis] + np.arange(side) * step
+        off = (along < 0) | (along > density.shape[axis] - 1)
+        unseen[(off, slice(None)) if axis == 0 else (slice(None), off)] = 1.0
+    window[unseen > 1e-3] = np.nan
+    return window
+
+
+def window_half(rois: xr.Dataset, track: np.ndarray, scale: np.ndarray) -> int:
+    """Half side (px at the reference energy) of a window that holds the largest particle with a rim of background.
+
+    Parameters
+    ----------
+    rois : Dataset
+        With `roi_window` (frame, roi, window).
+    track : ndarray, shape (frame, roi)
+        Particle number of each region, or -1.
+    scale : ndarray, shape (frame,)
+        Pixel size of each frame over that of the reference energy.
+    """
+    side = rois["roi_window"].values[..., 2] * CONTOUR_SIZE * scale[:, None]
+    largest = [np.median(side[track == p]) for p in range(track.max(initial=-1) + 1)]
+    # Windows are 1.5 times as wide as their regions; a centre of mass may sit off the middle.
+    return int(np.ceil(max(largest, default=16.0) / 2 * 0.85)) + 3
+
+
+def contour_sums(
+    contours: np.ndarray, windows: np.ndarray, positions: np.ndarray, track: np.ndarray, scale: np.ndarray,
+    n_particles: int, half: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of each particle's soft contours in its own window over a block of frames.
+
+    In integers, so that sums over blocks do not depend on how the blocks were cut.
+
+    Parameters
+    ----------
+    contours, windows, positions : ndarray
+        `roi_contour` (n, roi, N, N), `roi_window` (n, roi, 3) and `roi_position` (n, roi, 2) of the block.
+    track : ndarray, shape (n, roi)
+        Particle number of each region, or -1 for those to be left out.
+    scale : ndarray, shape (n,)
+        Pixel size of each frame over that of the reference energy.
+    n_particles, half : int
+        Size of the result.
+
+    Returns
+    -------
+    sums : ndarray, shape (n_particles, 2 half + 1, 2 half + 1), int64
+    count : ndarray, shape (n_particles,), int64
+        255 times `count` is the sum where all contours agree.
+    """
+    side = 2 * half + 1
+    sums, count = np.zeros((n_particles, side, side), np.int64), np.zeros(n_particles, np.int64)
+    for frame, roi in zip(*np.nonzero(track >= 0), strict=True):
+        window, particle = windows[frame, roi], track[frame, roi]
+        centre = (positions[frame, roi] - window[:2]) / window[2] + (CONTOUR_SIZE - 1) / 2
+        grid = np.array([*centre, 1 / (window[2] * scale[frame])])
+        sums[particle] += np.rint(sample_window(contours[frame, roi], grid, side)).astype(np.int64)
+        count[particle] += 1
+    return sums, count
+
+
+def align_stacks(
+    normalized: xr.Dataset, tracks: xr.Dataset, half: int, *, contour: xr.DataArray | None = None
+) -> xr.Dataset:
+    """Register every particle's stack by its own positions, lazily.
+
+    One task per particle and chunk of frames; computing one particle of some frames reads only those frames.
+
+    Parameters
+    ----------
+    normalized : Dataset
+        With `optical_density` (frame, y, x), coordinate `energy`, and attributes `magnification` ("constant" if absent)
+        and, for a magnification that changes, `pixel_size_energy_ev`.
+    tracks : Dataset
+        With `position` (particle, frame, axis).
+    half : int
+        Windows reach from -half to +half px; see `window_half`.
+    contour : DataArray, dims (particle, y, x), optional
+        Outline of each particle, passed through.
+
+    Returns
+    -------
+    Dataset
+        `aligned` (particle, frame, y, x), float32, lazy: optical density about each particle's centre of mass, NaN
+        outside the field of view; and `contour` if given.
+
+    Raises
+    ------
+    ValueError
+        If a variable is missing or has other dims, or a frame is split into several chunks.
+    """
+    validate(normalized, NORMALIZED, "optical_density")
+    validate(tracks, RESULT, "position")
+    frames = normalized["optical_density"]
+    density = whole_frames(frames)
+    attrs = normalized.attrs
+    energy = da.asarray(normalized["energy"].data).rechunk((density.chunks[0],))
+    scale = energy.map_blocks(pixel_scale, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"),
+                              dtype=float, meta=np.empty(0))
+    side = 2 * half + 1
+    position = da.from_array(tracks["position"].values, chunks=(1, density.chunks[0], -1))
+    aligned = da.blockwise(
+        align_block, "pfij", density, "fyx", position, "pfa", scale, "f", half, None, new_axes={"i": side, "j": side}, concatenate=True, dtype=np.float32,
+        meta=np.empty((0,) * 4, np.float32),
+    )
+    offset = np.arange(-half, half + 1, dtype=float)
+    coords = {"y": offset, "x": offset, "axis": list(AXES)}
+    ds = xr.Dataset({"aligned": (RESULT["aligned"].dims, aligned)}, coords=coords)
+    ds = ds.assign_coords({k: v for k, v in normalized.coords.items() if v.dims == ("frame",)})
+    if contour is not None:
+        ds["contour"] = contour
+    ds.attrs = dict(attrs)
+    return describe(ds, RESULT)

@@ -1,0 +1,148 @@
+"""From a particle map to regions of interest, and from a region to the picture that is refined."""
+
+import numpy as np
+from scipy import ndimage
+from skimage.measure import block_reduce
+from skimage.morphology import h_maxima
+from skimage.segmentation import watershed
+
+from xreg.kernels.resample import sample_window
+
+#: The map is split at a third of the resolution, since it was drawn there.
+_BIN = 3
+#: A window is this much wider than its region, so that contour and surroundings are in it.
+WINDOW_MARGIN = 1.5
+
+
+def split_regions(
+    particle_map: np.ndarray, *, threshold: float = 0.2, depth: float = 0.15, peak: float = 0.5, min_radius: float = 7.0
+) -> np.ndarray:
+    """Split a particle map into one region per particle, touching ones too.
+
+    The map rises to 1 at the middle of each particle; a watershed runs down from every maximum that stands `depth`
+    above the saddle to a higher one. Regions that never reach `peak`, or are smaller than a disc of `min_radius` px,
+    are dropped.
+
+    Returns
+    -------
+    ndarray, shape (H, W), int32
+        0 outside, 1...n inside the regions, numbered by rows.
+    """
+    small = block_reduce(particle_map, (_BIN, _BIN), np.mean)
+    mask = small > threshold
+    if not mask.any():
+        return np.zeros(particle_map.shape, np.int32)
+    smooth = ndimage.gaussian_filter(small, 1.0)
+    markers, _ = ndimage.label(h_maxima(smooth, depth), np.ones((3, 3)))
+    labels = watershed(-smooth, markers, mask=mask)
+    index = np.arange(1, labels.max() + 1)
+    area = ndimage.sum_labels(mask, labels, index)
+    top = ndimage.maximum(small, labels, index) if len(index) else np.zeros(0)
+    keep = (area * _BIN**2 >= np.pi * min_radius**2) & (top >= peak)
+    number = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)]).astype(np.int32)
+    large = np.repeat(np.repeat(number[labels], _BIN, axis=0), _BIN, axis=1)
+    return large[: particle_map.shape[0], : particle_map.shape[1]]
+
+
+def region_windows(labels: np.ndarray, n: int) -> np.ndarray:
+    """Square window about each region: centre y, centre x, spacing of its n samples; shape (regions, 3), px."""
+    windows = []
+    for rows, columns in ndimage.find_objects(labels):
+        side = max(rows.stop - rows.start, columns.stop - columns.start) * WINDOW_MARGIN + 6
+        windows.append(((rows.start + rows.stop - 1) / 2, (columns.start + columns.stop - 1) / 2, side / n))
+    return np.array(windows, dtype=float).reshape(-1, 3)
+
+
+def region_levels(optical_density: np.ndarray, particle_map: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Optical density outside and inside each region, shape (regions, 2).
+
+    Outside is the median of the ring of open background nearest to the region, inside the mean of the region's core.
+    """
+    levels = []
+    for k, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        pad = max(rows.stop - rows.start, columns.stop - columns.start) // 4 + 4
+        around = (slice(max(rows.start - pad, 0), rows.stop + pad), slice(max(columns.start - pad, 0), columns.stop + pad))
+        density, own = optical_density[around], labels[around]
+        open_field = density[(own == 0) & np.isfinite(density)]
+        core = density[(own == k) & (particle_map[around] > 0.4) & np.isfinite(density)]
+        outside = float(np.median(open_field)) if open_field.size else 0.0
+        inside = float(core.mean()) if core.size else outside
+        levels.append((outside, inside))
+    return np.array(levels, dtype=float).reshape(-1, 2)
+
+
+def region_pictures(
+    optical_density: np.ndarray, particle_map: np.ndarray, labels: np.ndarray, windows: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures of all regions of a frame as the Dual U-Net wants them.
+
+    Parameters
+    ----------
+    optical_density : ndarray, shape (H, W), float32
+        NaN where invalid.
+    particle_map : ndarray, shape (H, W), float32
+        0 to 1.
+    labels : ndarray, shape (H, W), int32
+        From `split_regions`.
+    windows : ndarray, shape (regions, 3)
+        From `region_windows`.
+    n : int
+        Samples per side.
+
+    Returns
+    -------
+    pictures : ndarray, shape (regions, 3, n, n), float32
+        Optical density from 0 (outside) to 1 (inside); particle map of this region alone; share of valid pixels.
+    levels : ndarray, shape (regions, 2)
+        Optical density outside and inside, by which the first channel was scaled.
+    """
+    levels = region_levels(optical_density, particle_map, labels)
+    valid = np.isfinite(optical_density)
+    filled = np.where(valid, optical_density, 0).astype(np.float32)
+    pictures = np.zeros((len(windows), 3, n, n), np.float32)
+    for k, (window, (outside, inside)) in enumerate(zip(windows, levels, strict=True)):
+        density, share = sample_window(np.stack([filled, valid.astype(np.float32)]), window, n)
+        contrast = max(inside - outside, 0.02)
+        own = np.where(labels == k + 1, particle_map, 0)
+        pictures[k, 0] = np.clip((density - outside * share) / contrast, -4, 4)
+        pictures[k, 1] = sample_window(own, window, n)
+        pictures[k, 2] = share
+    return pictures, levels
+
+
+def contour_contrast(density: np.ndarray, contour: np.ndarray, noise: float) -> tuple[float, float]:
+    """How much a contour's inside differs from its surroundings, and that over its standard error.
+
+    The error counts photon noise and the unevenness of the surroundings (spread of the means of eight sectors of a
+    ring), so that a patch of background mottle does not pass for a particle.
+
+    Parameters
+    ----------
+    density : ndarray, shape (n, n)
+        Picture of the region.
+    contour : ndarray, shape (n, n)
+        Soft contour, 0 to 1.
+    noise : float
+        Standard deviation of one sample of `density`.
+
+    Returns
+    -------
+    contrast, significance : float
+        Both 0 where the contour or its surroundings are empty.
+    """
+    inside = contour > 0.5
+    far = ndimage.distance_transform_edt(~inside)
+    n = len(contour)
+    ring = (far > 2) & (far < 0.12 * n)
+    if not inside.any() or ring.sum() < 16:
+        return 0.0, 0.0
+    y, x = np.nonzero(ring)
+    middle = [m.mean() for m in np.nonzero(inside)]
+    sector = (np.arctan2(y - middle[0], x - middle[1]) / np.pi * 4).astype(int) + 4
+    values = density[ring]
+    count = np.bincount(sector, minlength=9)
+    means = np.bincount(sector, values, minlength=9)[count > 0] / count[count > 0]
+    contrast = float(density[inside].mean() - np.median(means))
+    uneven = 1.4826 * np.median(np.abs(means - np.median(means)))
+    error = np.sqrt(noise**2 * (1 / inside.sum() + 1 / ring.sum()) + uneven**2)
+    return contrast, float(contrast / max(error, 1e-6))

@@ -1,0 +1,109 @@
+"""Weights on disk: safetensors files, known by their sha256, loaded once per process.
+
+A graph carries a `Weights` (a path and a hash), never a network; each process loads the file on first use. Pickles are
+refused: reading one runs whatever code its author put in.
+"""
+
+import hashlib
+import json
+import threading
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from xreg.models.cyclegan import Generator, GeneratorConfig
+from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
+
+_SHIPPED = Path(__file__).parent / "shipped"
+_NETWORKS = {
+    "generator": (Generator, GeneratorConfig),
+    "unet": (UNet, UNetConfig),
+    "dual_unet": (DualUNet, UNetConfig),
+}
+_loaded: dict[tuple[str, str, str], nn.Module] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One file of weights: where it lies and the sha256 that it must have."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def of(cls, path: str | Path) -> "Weights":
+        """Weights of a file as it is now.
+
+        Raises
+        ------
+        ValueError
+            If there is no such file or it is not in the safetensors format.
+        """
+        path = Path(path)
+        if not path.is_file():
+            msg = f"there are no weights at {path}; give the path of a .safetensors file that `xreg train` wrote."
+            raise ValueError(msg)
+        if path.suffix != ".safetensors":
+            msg = f"weights {path.name} are not safetensors; other formats can run code and are refused."
+            raise ValueError(msg)
+        return cls(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+@cache
+def shipped(name: str) -> Weights:
+    """Weights that came with xreg: "detector" or "refiner"."""
+    return Weights.of(_SHIPPED / f"{name}.safetensors")
+
+
+def save(network: nn.Module, path: str | Path, card: dict[str, object]) -> Weights:
+    """Write a network with its kind, its shape and a model card (plain values) into one safetensors file."""
+    kind = next(k for k, (cls, _) in _NETWORKS.items() if type(network) is cls)
+    metadata = {"kind": kind, "config": json.dumps(asdict(network.config)), "card": json.dumps(card)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_model(network, str(path), metadata=metadata)
+    return Weights.of(path)
+
+
+def card(weights: Weights) -> dict[str, object]:
+    """Model card stored in a file of weights."""
+    with safe_open(weights.path, framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("card", "{}"))
+
+
+def load(weights: Weights, device: str) -> nn.Module:
+    """Network of the given weights on a device, in evaluation mode; loaded once per process.
+
+    Raises
+    ------
+    ValueError
+        If the file's sha256 is not the expected one, or the file is not one that xreg wrote.
+    """
+    key = (weights.path, weights.sha256, device)
+    with _lock:
+        if key not in _loaded:
+            _loaded[key] = _read(weights).to(device).eval()
+        return _loaded[key]
+
+
+def _read(weights: Weights) -> nn.Module:
+    found = Weights.of(weights.path).sha256
+    if found != weights.sha256:
+        msg = (f"weights {weights.path} have sha256 {found[:12]}..., need {weights.sha256[:12]}...; "
+               "the file changed since the run was set up.")
+        raise ValueError(msg)
+    try:
+        with safe_open(weights.path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        cls, config_cls = _NETWORKS[metadata["kind"]]
+        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(metadata["config"]).items()}
+        network = cls(config_cls(**settings))
+        load_model(network, weights.path)
+    except (SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        msg = f"weights {weights.path} cannot be read ({error}); give a file that `xreg train` wrote."
+        raise ValueError(msg) from error
+    return network

@@ -1,0 +1,180 @@
+"""Stage 3: one clean contour per particle. The Dual U-Net refines every region of interest, moments give its place."""
+
+from typing import TYPE_CHECKING
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from scipy import ndimage
+
+from xreg.chunks import whole_frames
+from xreg.kernels.moments import centre_of_mass, single_contour
+from xreg.kernels.resample import sample_window
+from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_regions
+from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, ROIS, THUMBNAIL_SIZE, describe, validate
+
+if TYPE_CHECKING:
+    from xreg.models.weights import Weights
+
+#: Regions kept per frame; where more are found, the largest.
+MAX_ROIS = 96
+#: Contours of less than this many square px are noise.
+MIN_AREA = 80.0
+
+_RECORD = np.dtype([
+    ("roi_position", "f8", (2,)),
+    ("roi_area", "f4"),
+    ("roi_contrast", "f4"),
+    ("roi_significance", "f4"),
+    ("roi_cut", "?"),
+    ("roi_window", "f8", (3,)),
+    ("roi_contour", "u1", (CONTOUR_SIZE, CONTOUR_SIZE)),
+    ("roi_thumbnail", "u1", (THUMBNAIL_SIZE, THUMBNAIL_SIZE)),
+])
+
+
+def empty_rois(n_frames: int, max_rois: int = MAX_ROIS) -> np.ndarray:
+    """Record array (frame, roi) of empty slots: positions NaN, everything else 0."""
+    empty = np.zeros((n_frames, max_rois), _RECORD)
+    empty["roi_position"] = np.nan
+    return empty
+
+
+def refine_block(
+    optical_density: np.ndarray, particle_map: np.ndarray, noise: np.ndarray, *, device: str = "auto",
+    weights: "Weights | None" = None, max_rois: int = MAX_ROIS,
+) -> np.ndarray:
+    """Split each frame's particle map into regions and refine each to one soft contour.
+
+    Parameters
+    ----------
+    optical_density : ndarray, shape (n, y, x), float32
+        Above the background; NaN where invalid.
+    particle_map : ndarray, shape (n, y, x), float32
+        From `detect_block`.
+    noise : ndarray, shape (n,)
+        Standard deviation of the optical density.
+    device : str
+        "auto", "cpu" or "cuda".
+    weights : Weights, optional
+        Of a Dual U-Net; the shipped one by default.
+    max_rois : int
+        Slots per frame; where more regions are found, the largest are kept.
+
+    Returns
+    -------
+    ndarray, shape (n, max_rois), record dtype
+        One field for each variable of `schema.ROIS`; `roi_position` is NaN in empty slots.
+    """
+    from xreg.models.infer import choose_device, soft_contours
+    from xreg.models.weights import shipped
+
+    weights, device = weights or shipped("refiner"), choose_device(device)
+    table = empty_rois(len(optical_density), max_rois)
+    for frame, (density, found) in enumerate(zip(optical_density, particle_map, strict=True)):
+        labels = split_regions(found)
+        windows = region_windows(labels, CONTOUR_SIZE)
+        if not len(windows):
+            continue
+        pictures, levels = region_pictures(density, found, labels, windows, CONTOUR_SIZE)
+        contours = soft_contours(pictures, weights, device)
+        records = [_measure(*region, float(noise[frame])) for region in zip(pictures, contours, windows, levels, strict=True)]
+        kept = _drop_doubles([r for r in records if r["roi_area"] >= MIN_AREA])
+        kept = sorted(sorted(kept, key=lambda r: -r["roi_area"])[:max_rois], key=lambda r: tuple(r["roi_position"]))
+        table[frame, : len(kept)] = kept
+    return table
+
+
+def refine_rois(
+    normalized: xr.Dataset, particle_map: xr.DataArray, *, device: str = "auto", weights: "Weights | None" = None,
+    max_rois: int = MAX_ROIS,
+) -> xr.Dataset:
+    """Refine every region of interest to one soft contour and measure it, lazily.
+
+    One task per chunk of frames. The number of regions differs from frame to frame, so that every frame has `max_rois`
+    slots, of which the unused are empty.
+
+    Parameters
+    ----------
+    normalized : Dataset
+        With `optical_density` (frame, y, x) and `noise` (frame) from `normalize_frames`.
+    particle_map : DataArray, dims (frame, y, x)
+        From `detect_rois`.
+    device, weights, max_rois
+        As in `refine_block`.
+
+    Returns
+    -------
+    Dataset
+        The variables of `schema.ROIS`, dims (frame, roi, ...): position (px, centre of mass of the contour), area,
+        contrast, significance, whether the field of view cuts it, and the contour itself.
+
+    Raises
+    ------
+    ValueError
+        If a variable is missing or has other dims, or a frame is split into several chunks.
+    """
+    from xreg.models.weights import shipped
+
+    validate(normalized, NORMALIZED, "optical_density", "noise")
+    density = whole_frames(normalized["optical_density"])
+    noise = da.asarray(normalized["noise"].data).rechunk((density.chunks[0],))
+    packed = da.blockwise(
+        refine_block, "fr", density, "fyx", whole_frames(particle_map).rechunk(density.chunks), "fyx", noise, "f",
+        new_axes={"r": max_rois}, concatenate=True, dtype=_RECORD, meta=np.empty((0, 0), _RECORD),
+        device=device, weights=weights or shipped("refiner"), max_rois=max_rois,
+    )
+    ds = xr.Dataset({name: (ROIS[name].dims, _field(packed, name)) for name in _RECORD.names})
+    ds = ds.assign_coords({k: v for k, v in normalized.coords.items() if v.dims == ("frame",)})
+    ds = ds.assign_coords(axis=list(AXES))
+    ds.attrs = {**normalized.attrs, "frame_shape": list(normalized["optical_density"].shape[1:])}
+    return describe(ds, ROIS)
+
+
+def _field(packed: da.Array, name: str) -> da.Array:
+    """One field of a record array as an array of its own; sub-arrays become trailing axes."""
+    dtype, shape = _RECORD[name].base, _RECORD[name].shape
+    return packed.map_blocks(
+        np.ndarray.__getitem__, name, new_axis=list(range(2, 2 + len(shape))) or None,
+        chunks=(*packed.chunks, *((n,) for n in shape)), dtype=dtype, meta=np.empty((0,) * (2 + len(shape)), dtype),
+    )
+
+
+def _measure(picture: np.ndarray, contour: np.ndarray, window: np.ndarray, levels: np.ndarray, noise: float) -> np.ndarray:
+    """One record: the region's single contour, its moments, contrast and thumbnail."""
+    record = empty_rois(1, 1)[0, 0]
+    spacing = window[2]
+    stored = np.rint(255 * single_contour(contour, picture[1])).astype(np.uint8)
+    contour = stored / 255.0
+    mass, centre = centre_of_mass(contour)
+    if not mass:
+        return record
+    scale = max(levels[1] - levels[0], 0.02)
+    sample_noise = noise / scale / max(spacing, 1.0)
+    contrast, significance = contour_contrast(picture[0], contour, sample_noise)
+    record["roi_position"] = window[:2] + (centre - (CONTOUR_SIZE - 1) / 2) * spacing
+    record["roi_area"] = mass * spacing**2
+    record["roi_contrast"], record["roi_significance"] = contrast * scale, significance
+    dark = ndimage.binary_dilation(picture[2] < 0.5, iterations=2)
+    record["roi_cut"] = bool((dark & (contour > 0.5)).any())
+    record["roi_window"], record["roi_contour"] = window, stored
+    record["roi_thumbnail"] = _thumbnail(picture[0] * contour, mass, centre)
+    return record
+
+
+def _thumbnail(picture: np.ndarray, mass: float, centre: np.ndarray) -> np.ndarray:
+    """Picture of the particle about its centre of mass, scaled to its own size, 0 to 255 for 0 to 1.5 times its level."""
+    reach = 1.25 * np.sqrt(mass / np.pi)
+    small = sample_window(picture.astype(np.float32), np.array([*centre, 2 * reach / THUMBNAIL_SIZE]), THUMBNAIL_SIZE)
+    return np.clip(small * (255 / 1.5), 0, 255).astype(np.uint8)
+
+
+def _drop_doubles(records: list[np.ndarray]) -> list[np.ndarray]:
+    """Drop the smaller of two contours that lie on the same particle, as when its map was split once too often."""
+    kept: list[np.ndarray] = []
+    for record in sorted(records, key=lambda r: -r["roi_area"]):
+        radius = np.sqrt(record["roi_area"] / np.pi)
+        near = [k for k in kept if np.hypot(*(k["roi_position"] - record["roi_position"])) < 0.5 * radius]
+        if not any(record["roi_area"] > 0.4 * k["roi_area"] for k in near):
+            kept.append(record)
+    return kept

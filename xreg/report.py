@@ -1,0 +1,415 @@
+"""One self-contained page about a result: what was measured and found, how good it is, what is uncertain."""
+
+import base64
+import html
+import io
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from xreg import plot
+from xreg.evaluate import evaluate
+from xreg.kernels.scoring import robust_sigma
+from xreg.schema import FitStatus, FrameStatus
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+_DPI = 110
+#: Sightings less similar to the previous one than this are worth a look.
+_LOW_SIMILARITY = 0.5
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color:
+#222; } h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 1.8em; border-bottom: 1px solid #ccc; }
+figure { margin: 1.4em 0; } figcaption { color: #444; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: 0.15em 0.9em 0.15em 0; text-align: left;
+vertical-align: top; } td.value { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } th { color:
+#444; font-weight: 600; }
+"""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A figure, the variables without which it cannot be drawn, and one sentence on how to read it."""
+
+    title: str
+    needs: tuple[str, ...]
+    draw: Callable[[], "Figure"]
+    caption: str
+    of_frames: bool = False
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """First and last well-filled frame: numbers, optical densities, and the last one's counts where known."""
+
+    first: int
+    last: int
+    densities: tuple[np.ndarray, np.ndarray]
+    counts: np.ndarray | None
+
+
+def write_report(
+    result: "xr.Dataset",
+    path: str | os.PathLike,
+    *,
+    raw: "xr.Dataset | None" = None,
+    truth: "xr.Dataset | None" = None,
+) -> Path:
+    """Write a report as one HTML page with its pictures inside; no other file and no script belongs to it.
+
+    Only what is drawn is read: two frames, some maps, and a few particles' mean spectra in slices. A picture
+    whose variables are missing is left out, and the page says so.
+
+    Parameters
+    ----------
+    result : Dataset
+        Result store (the names of `xreg.schema.RESULT`); may be lazy.
+    path : path
+        The page to write. It is replaced only once it is complete.
+    raw : Dataset, optional
+        Raw store of the result, for the pictures that show frames.
+    truth : Dataset, optional
+        Truth of a simulated measurement, for the table of errors.
+
+    Returns
+    -------
+    path : Path
+
+    Raises
+    ------
+    ValueError
+        If the result has no `position`, or `evaluate` finds that the truth belongs to another measurement.
+    """
+    if "position" not in result:
+        msg = "result has no position; need position (particle, frame, axis). Run the whole chain first."
+        raise ValueError(msg)
+    frames = _read_frames(result, raw)
+    pieces = [
+        _heading(result),
+        _errors(result, truth),
+        _frame_table(result),
+        *_pictures(result, frames),
+        "<h2>What is uncertain</h2>",
+        _list(_doubts(result, truth)),
+        "<h2>How it was made</h2>",
+        _rows(_flat(result.attrs)),
+    ]
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_title(result)}</title>'
+        f"<style>{_STYLE}</style></head><body>\n" + "\n".join(pieces) + "\n</body></html>\n"
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".partial")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def _title(result: "xr.Dataset") -> str:
+    sample = " ".join(str(result.attrs[key]) for key in ("element", "edge") if key in result.attrs)
+    return html.escape(f"xreg report{': ' if sample else ''}{sample}")
+
+
+def _heading(result: "xr.Dataset") -> str:
+    """Say what the data are, in one paragraph."""
+    sizes = result.sizes
+    seen = int(np.isfinite(result["position"].values).all(-1).any(-1).sum())
+    words = [f"{_many(seen, 'particle')} in {_many(sizes['frame'], 'frame')}"]
+    if sizes.get("scan"):
+        words.append(_many(sizes["scan"], "scan"))
+    if "energy" in result.variables and sizes["frame"]:
+        energy = result["energy"].values
+        words.append(f"{np.nanmin(energy):.1f} to {np.nanmax(energy):.1f} eV")
+    if "frame_shape" in result.attrs:
+        words.append(" x ".join(f"{int(n)}" for n in result.attrs["frame_shape"]) + " pixels")
+    if "pixel_size_nm" in result.attrs:
+        words.append(f"{float(result.attrs['pixel_size_nm']):g} nm per pixel")
+    return f"<h1>{_title(result)}</h1>\n<p>{html.escape(', '.join(words))}.</p>"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _errors(result: "xr.Dataset", truth: "xr.Dataset | None") -> str:
+    """Table of errors, where there is a truth."""
+    if truth is None:
+        return ""
+    evaluation = evaluate(result, truth)
+    head, *rows = evaluation.particle_table()
+    return "\n".join([
+        "<h2>Errors against the truth</h2>",
+        "<p>Positions are compared after each particle's constant offset has been taken off; the length of "
+        "an error counts y and x together. Inner pixels leave out a rim of three pixels.</p>",
+        _rows(evaluation.table()),
+        "<h3>Particle by particle</h3>",
+        _rows(rows, head),
+    ])
+
+
+def _frame_table(result: "xr.Dataset") -> str:
+    """Numbers of frames by status, and which ones were not used."""
+    if "frame_status" not in result:
+        return ""
+    status = result["frame_status"].values
+    names = {int(flag): flag.name.lower().replace("_", " ") for flag in FrameStatus}
+    rows = []
+    for value in np.unique(status).tolist():
+        which = np.flatnonzero(status == value)
+        listed = "" if value == FrameStatus.OK else _ranges(which)
+        rows.append((names.get(value, f"status {value}"), f"{which.size}", listed))
+    return "<h2>Frames</h2>\n" + _rows(rows, ("status", "frames", "numbers"))
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """Write ascending numbers as ranges: 3, 7-9."""
+    runs = np.split(numbers, np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return ", ".join(f"{run[0]}" if run.size == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _read_frames(result: "xr.Dataset", raw: "xr.Dataset | None") -> _Frames | None:
+    """Read the two frames that are drawn; None without raw data or without a particle."""
+    if raw is None or not np.isfinite(result["position"].values).all(-1).any():
+        return None
+    from xreg.normalize import normalize_frames
+
+    first, last = plot.first_last_frames(result)
+    density = normalize_frames(raw)["optical_density"]
+    densities = tuple(np.asarray(density.isel(frame=k).values) for k in (first, last))
+    counts = raw["counts"].isel(frame=last).values if "counts" in raw else None
+    return _Frames(first, last, densities, counts)
+
+
+def _pictures(result: "xr.Dataset", frames: _Frames | None) -> list[str]:
+    """Draw all pictures, one after the other, so that only one figure is in memory."""
+    pieces = ["<h2>Pictures</h2>"]
+    shown, count = len(plot.drawn_particles(result)), result.sizes["particle"]
+    if not shown:
+        return [*pieces, "<p>No particle was seen, so there is nothing to draw.</p>"]
+    if shown < count:
+        pieces.append(f"<p>Figures with one panel each show {shown} of {count} particles.</p>")
+    for picture in (*_frame_pictures(result, frames), *_line_pictures(result), *_map_pictures(result)):
+        pieces.append(f"<h3>{html.escape(picture.title)}</h3>")
+        missing = [name for name in picture.needs if name not in result.variables]
+        if picture.of_frames and frames is None:
+            pieces.append("<p>Not drawn: the raw frames were not given.</p>")
+        elif missing:
+            pieces.append(f"<p>Not drawn: the result has no {html.escape(', '.join(missing))}.</p>")
+        else:
+            pieces.append(_figure(picture))
+    return pieces
+
+
+def _figure(picture: _Picture) -> str:
+    try:
+        figure = picture.draw()
+    except ValueError as error:
+        return f"<p>Not drawn: {html.escape(str(error))}</p>"
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    caption = html.escape(picture.caption)
+    return (
+        f'<figure><img alt="{html.escape(picture.title)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _frame_pictures(result: "xr.Dataset", frames: _Frames | None) -> list[_Picture]:
+    def first_and_last() -> "Figure":
+        return plot.plot_differences(result, (frames.first, frames.last), frames.densities)
+
+    return [
+        _Picture(
+            "Particles and their outlines", ("position",),
+            lambda: plot.plot_frame(
+                result, frames.last, optical_density=frames.densities[1], counts=frames.counts
+            ),
+            "Each outline should follow the rim of its particle, every particle should have one, and no "
+            "outline should lie on empty background.", of_frames=True,
+        ),
+        _Picture(
+            "First-last difference before and after registration", ("aligned", "contour"), first_and_last,
+            "Last less first frame, the first one scaled to the last one's contrast: a pair of red and blue "
+            "rims is motion that is left, an even panel is none.", of_frames=True,
+        ),
+        _Picture(
+            "Paths", ("displacement",),
+            lambda: plot.plot_tracks(result, frames.last, frames.densities[1]),
+            "Where each particle has been, lengthened as the title says; paths of the same shape are the "
+            "stage's motion.", of_frames=True,
+        ),
+        _Picture(
+            "Non-rigid displacement", ("nonrigid",),
+            lambda: plot.plot_nonrigid(result, frames.last, frames.densities[1]),
+            "How far each particle has moved besides the motion that all share; arrows that turn smoothly "
+            "from neighbour to neighbour are deformation of the electrode.", of_frames=True,
+        ),
+    ]
+
+
+def _line_pictures(result: "xr.Dataset") -> list[_Picture]:
+    return [
+        _Picture(
+            "Displacement", ("displacement",), lambda: plot.plot_trajectories(result),
+            "Motion since the first sighting, with bands of two standard errors where known; the black line "
+            "is what all particles share, dashed lines separate scans.",
+        ),
+        _Picture(
+            "Non-rigid part", ("nonrigid",), lambda: plot.plot_trajectories(result, "nonrigid"),
+            "The same without the shared motion: smooth curves are deformation, jitter from frame to frame "
+            "is mostly error of the positions.",
+        ),
+        _Picture(
+            "Path length and velocity", ("distance", "velocity"), lambda: plot.plot_motion(result),
+            "A path length grows with every jitter, errors included, so that curves above the black one "
+            "show own motion or a less certain position.",
+        ),
+    ]
+
+
+def _map_pictures(result: "xr.Dataset") -> list[_Picture]:
+    return [
+        _Picture(
+            "Edge energy", ("edge_energy",), lambda: plot.plot_edge_maps(result),
+            "A higher edge energy means a more oxidised metal; white pixels lie outside the particle or "
+            "could not be fitted, and all maps share one range.",
+        ),
+        _Picture(
+            "Edge energies of all pixels", ("edge_energy",), lambda: plot.plot_edge_histograms(result),
+            "A shift from scan to scan is a change of the mean oxidation state, a broadening means that "
+            "pixels go different ways.",
+        ),
+        _Picture(
+            "Mean spectra of the first scan", ("aligned", "contour", "scan"),
+            lambda: plot.plot_spectra(result),
+            "Mean optical density inside each contour; the circle marks the particle's median edge energy, "
+            "which should lie half way up the edge.",
+        ),
+    ]
+
+
+def _doubts(result: "xr.Dataset", truth: "xr.Dataset | None") -> Iterable[str]:
+    """Say in sentences what a reader should not take for certain."""
+    if truth is None:
+        yield "No truth is known for these data: the numbers below come from the data themselves."
+    yield from _position_doubts(result)
+    yield from _motion_doubts(result)
+    if "edge_energy" in result:
+        yield from _edge_doubts(result)
+
+
+def _position_doubts(result: "xr.Dataset") -> Iterable[str]:
+    seen = np.isfinite(result["position"].values).all(-1)
+    share = seen.mean(axis=1) if seen.size else np.empty(0)
+    if share.size and share.min() < 1:
+        worst = int(np.argmin(share))
+        yield (
+            f"{(~seen).sum()} of {seen.size} positions are missing; particle {worst} is seen in only "
+            f"{share[worst]:.1%} of the frames."
+        )
+    sigma = result["position_sigma"].values if "position_sigma" in result else np.empty(0)
+    sigma = sigma[np.isfinite(sigma)]
+    if sigma.size:
+        low, high = np.percentile(sigma, [50, 95])
+        yield f"Positions have standard errors of {low:.3f} px in the median and below {high:.3f} px in 95%."
+    else:
+        yield "No standard errors of the positions are stored."
+    if "similarity" in result:
+        low = result["similarity"].values < _LOW_SIMILARITY
+        if low.any():
+            particles = ", ".join(map(str, np.flatnonzero(low.any(axis=1))[:20]))
+            yield (
+                f"{low.sum()} sightings are less than {_LOW_SIMILARITY} similar to the one before (particles "
+                f"{particles}): look whether their tracks jump there."
+            )
+
+
+def _motion_doubts(result: "xr.Dataset") -> Iterable[str]:
+    if "nonrigid" in result:
+        # White errors of standard deviation s give second differences of standard deviation s * sqrt(6).
+        scatter = robust_sigma(np.diff(result["nonrigid"].values, n=2, axis=1))
+        if scatter is not None:
+            yield (
+                f"The non-rigid motion scatters by {scatter / np.sqrt(6):.3f} px from frame to frame and "
+                "axis, an upper bound of the positions' random error as long as the deformation is slow."
+            )
+        yield (
+            f"Rigid is what most of the {result.sizes['particle']} particles share; a deformation common to "
+            "all of them cannot be told from motion of the stage."
+        )
+    kind = result.attrs.get("magnification")
+    if kind == "constant" or kind is None:
+        yield "The magnification is taken as the same at all energies."
+    else:
+        yield "The change of magnification with energy is computed from the energies, not measured."
+
+
+def _edge_doubts(result: "xr.Dataset") -> Iterable[str]:
+    definition = result["edge_energy"].attrs.get("definition", "not stated")
+    yield (
+        f"Edge energies are defined by: {definition}. Their absolute scale is that of the monochromator; "
+        "other definitions differ by some eV."
+    )
+    if "fit_status" in result:
+        counts = np.zeros(len(FitStatus), dtype=np.int64)
+        for p in range(result.sizes["particle"]):
+            for s in range(result.sizes["scan"]):
+                status = result["fit_status"].isel(particle=p, scan=s).values
+                counts += [np.count_nonzero(status == flag) for flag in FitStatus]
+        inside = counts.sum() - counts[FitStatus.OUTSIDE]
+        reasons = [f"{counts[f] / inside:.1%} {f.name.lower().replace('_', ' ')}" for f in FitStatus
+                   if inside and counts[f] and f not in (FitStatus.OK, FitStatus.OUTSIDE)]
+        if reasons:
+            yield f"Not all pixels inside the contours could be fitted: {', '.join(reasons)}."
+    if "edge_energy_sigma" in result and result["edge_energy_sigma"].size:
+        medians = [_median(result["edge_energy_sigma"].isel(particle=p, scan=0).values)
+                   for p in plot.drawn_particles(result)]
+        if np.isfinite(medians).any():
+            yield f"Edge energies have a standard error of {np.nanmedian(medians):.2f} eV in the median pixel."
+
+
+def _median(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if values.size else np.nan
+
+
+def _flat(attrs: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """Rows of nested attributes; texts that hold JSON objects are opened."""
+    rows: list[tuple[str, str]] = []
+    for key, value in attrs.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError:
+                rows.append((name, value))
+                continue
+        if isinstance(value, dict):
+            rows.extend(_flat(value, f"{name}."))
+        else:
+            rows.append((name, str(value)))
+    return rows
+
+
+def _rows(rows: Iterable[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:
+    """Write an HTML table; every text is escaped."""
+    lines = ["<table>"]
+    if head:
+        lines.append("<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>")
+    for row in rows:
+        cells = "".join(f'<td class="value">{html.escape(text)}</td>' for text in row)
+        lines.append(f"<tr>{cells}</tr>")
+    return "\n".join([*lines, "</table>"])
+
+
+def _list(sentences: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in sentences) + "</ul>"

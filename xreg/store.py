@@ -1,0 +1,348 @@
+"""The only file that knows Zarr: create, open, read and write whole blocks, and say what has been done.
+
+All stores are Zarr v3 groups without consolidated metadata (open them with ``xr.open_zarr(path, consolidated=False)``).
+Every chunk carries a checksum, so that a flipped bit is an error and not a number. Writes are whole blocks of the write
+grid, asserted, since two tasks that share a chunk overwrite each other without a word.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import BaseZarrError
+
+from xreg import chunks, schema
+
+#: Pictures: the only variables of a raw store that are not read whole.
+PICTURES = ("counts", "optical_density", "flats", "darks")
+#: Frames at most that are read to recognise a raw store again.
+_SAMPLED = 6
+
+
+# -- creating -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One array to create. `grid` is the write grid: a chunk, or a shard that holds several chunks of one frame."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: Any
+    grid: tuple[int, ...]
+    fill: Any = 0
+    attrs: Mapping[str, object] = field(default_factory=dict)
+    sharded: bool = False
+
+
+def to_plain(value: Any) -> Any:
+    """Turn numpy scalars, arrays, tuples, paths and nested mappings into what JSON can hold, for attributes."""
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return to_plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return str(value)
+
+
+def create_group(path: str | Path, attrs: Mapping[str, object] | None = None) -> None:
+    """Create an empty group (and its parents), or add attributes to one that exists."""
+    group = zarr.open_group(str(path), mode="a", zarr_format=3)
+    group.attrs.update(to_plain(attrs or {}))
+
+
+def create_arrays(path: str | Path, specs: Mapping[str, Spec]) -> None:
+    """Create arrays in a group that exists, all filled with their fill values; arrays of the same name are replaced."""
+    group = zarr.open_group(str(path), mode="r+")
+    for name, spec in specs.items():
+        dtype = np.dtype(spec.dtype)
+        grid = tuple(max(1, min(g, n)) if n else 1 for g, n in zip(spec.grid, spec.shape, strict=True))
+        inner = (1, *grid[1:]) if spec.sharded else grid
+        group.create_array(
+            name, shape=spec.shape, dtype=dtype, chunks=inner, shards=grid if spec.sharded else None,
+            fill_value=spec.fill, dimension_names=spec.dims, attributes=to_plain(spec.attrs), overwrite=True,
+            # Bit-shuffled detector counts halve; Blosc has no checksum of its own.
+            compressors=(BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=dtype.itemsize),
+                         Crc32cCodec()),
+        )
+
+
+def create_raw(path: str | Path, coordinates: xr.Dataset, pictures: Mapping[str, tuple[int, ...]], dtype: Any,
+               block: int) -> None:
+    """Create a raw store: the small variables of `coordinates` written, the pictures empty.
+
+    Parameters
+    ----------
+    path : str or Path
+        Where no store is yet.
+    coordinates : Dataset
+        Everything but the pictures, with the store's attributes.
+    pictures : mapping of name to shape
+        "counts", "flats" and so on, each (n, y, x); of those with n = 0 nothing is stored.
+    dtype : dtype
+        Of all pictures.
+    block : int
+        Frames per shard: the unit in which pictures must be written.
+    """
+    create_group(path, coordinates.attrs)
+    first = {"counts": "frame", "optical_density": "frame", "flats": "flat", "darks": "dark"}
+    create_arrays(path, {
+        name: Spec((first[name], "y", "x"), shape, dtype, (block, *shape[1:]), sharded=True,
+                   attrs=schema.RAW[name].attrs)
+        for name, shape in pictures.items() if shape[0]})
+    write_tables(path, coordinates)
+
+
+def write_tables(path: str | Path, tables: xr.Dataset) -> None:
+    """Write (or replace) small variables and attributes of a group in one go."""
+    plain = tables.drop_encoding()
+    plain.attrs = to_plain(tables.attrs)
+    for name in plain.variables:
+        plain[name].attrs = to_plain(plain[name].attrs)
+        if plain[name].dtype.kind in "UT":
+            plain[name] = plain[name].astype(object)
+    plain.load().to_zarr(str(path), mode="a", consolidated=False, zarr_format=3)
+
+
+# -- reading and writing blocks -------------------------------------------------------------------------------------------
+
+
+def write_block(path: str | Path, name: str, start: tuple[int, ...], block: np.ndarray) -> None:
+    """Write one whole block of the write grid; chunks that hold nothing but the fill value are not stored."""
+    array = zarr.open_array(str(path), path=name, mode="r+")
+    region = tuple(slice(s, s + n) for s, n in zip(start, block.shape, strict=True))
+    grid = array.shards or array.chunks
+    assert chunks.is_aligned(region, array.shape, grid), f"{name}: region {region} is not on the write grid {grid}"
+    assert block.dtype == array.dtype, f"{name}: block has dtype {block.dtype}, the store {array.dtype}"
+    array[region] = block
+
+
+def read_block(path: str | Path, name: str, region: slice | tuple) -> np.ndarray:
+    """Read a region of an array.
+
+    Raises
+    ------
+    OSError
+        If a chunk is damaged; the sentence names the array and the region.
+    """
+    try:
+        return np.asarray(zarr.open_array(str(path), path=name, mode="r")[region])
+    except (ValueError, RuntimeError, BaseZarrError) as error:
+        msg = f"{name}{_brackets(region)} of {path} cannot be read, its data are damaged ({error})."
+        raise OSError(msg) from error
+
+
+def declared(path: str | Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of an array."""
+    array = zarr.open_array(str(path), path=name, mode="r")
+    return array.shape, array.dtype
+
+
+def read_rows(path: str | Path, name: str, rows: Iterable[int]) -> np.ndarray:
+    """Read single rows along the first axis (ascending, each once), joining neighbours into one read."""
+    parts = [read_block(path, name, slice(a, b)) for a, b in chunks.runs(list(rows))]
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else read_block(path, name, slice(0, 0))
+
+
+def _brackets(region: slice | tuple) -> str:
+    parts = region if isinstance(region, tuple) else (region,)
+    shown = [f"{p.start or 0}:{'' if p.stop is None else p.stop}" if isinstance(p, slice) else str(p) for p in parts]
+    return f"[{', '.join(shown)}]"
+
+
+# -- opening ------------------------------------------------------------------------------------------------------------
+
+
+def open_frames(path: str | Path, *, block: int | None = None) -> xr.Dataset:
+    """Open a raw store lazily.
+
+    Parameters
+    ----------
+    path : str or Path
+        A Zarr group as `xreg ingest` or `xreg simulate` writes it (also v2, also a URL that fsspec knows).
+    block : int, optional
+        Frames per dask chunk; by default a number that suits the scans and 50 MB of float32 frames.
+
+    Returns
+    -------
+    Dataset
+        `counts` (frame, y, x), `flats`, `darks` as dask arrays of unscaled numbers, everything else in memory.
+
+    Raises
+    ------
+    ValueError
+        If there is no such store, or it is not one that can be registered: no energies, energies in keV, no frames,
+        lengths that differ, no open-beam references, or shapes beyond all limits. Nothing is read before that.
+    """
+    group = _open_group(path)
+    _check_declared(group, path)
+    try:
+        ds = xr.open_zarr(str(path), chunks=None, consolidated=False, mask_and_scale=False)
+    except (ValueError, KeyError) as error:
+        msg = f"{path} is not a readable raw store: {error}"
+        raise ValueError(msg) from error
+    small = [n for n in ds.variables if n not in PICTURES]
+    for name in ds.variables:
+        ds[name].attrs.pop("_FillValue", None)
+    ds = ds.assign({n: ds[n].load() for n in small if n in ds.data_vars})
+    ds = ds.set_coords([n for n in ("energy", "scan", "time") if n in ds])
+    ds = ds.assign_coords({n: ds[n].load() for n in small if n in ds.coords})
+    check_raw(ds, path)
+    pictures = "counts" if "counts" in ds else "optical_density"
+    n_frames, *frame = ds[pictures].shape
+    read_chunk = group[pictures].chunks[0]
+    block = block or chunks.block_length(
+        n_frames, int(np.prod(frame)), scan_length=chunks.scan_length(ds.scan.values.tolist()), read_chunk=read_chunk)
+    for name in PICTURES:
+        if name in ds:
+            ds[name] = ds[name].chunk({ds[name].dims[0]: block, "y": -1, "x": -1})
+    ds.attrs["source"] = str(path)
+    return ds
+
+
+def open_store(path: str | Path) -> xr.Dataset:
+    """Open a result, a truth or a group of working tables: pictures and maps dask-backed by their stored chunks.
+
+    Variables of at most three dims that do not grow with the number of pixels (coordinates) are in memory.
+    """
+    _open_group(path)
+    ds = xr.open_zarr(str(path), chunks={}, consolidated=False, mask_and_scale=False)
+    for name in ds.variables:
+        ds[name].attrs.pop("_FillValue", None)
+    if "axis" in ds.coords:
+        ds = ds.assign_coords(axis=[str(a) for a in ds["axis"].values])
+    coords = [n for n in ("energy", "frame_scan", "time", "frame_status") if n in ds]
+    ds = ds.assign({n: ds[n].load() for n in coords})
+    return ds.set_coords([n for n in coords if n != "frame_status"])
+
+
+def _open_group(path: str | Path) -> zarr.Group:
+    """The group at a path; a sentence instead of Zarr's exceptions where there is none."""
+    if "://" not in str(path) and not Path(path).exists():
+        msg = f"there is no Zarr store at {path}."
+        raise ValueError(msg)
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except (BaseZarrError, FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+        msg = f"{path} is not a Zarr group ({type(error).__name__}); give a store that xreg ingest or simulate wrote."
+        raise ValueError(msg) from error
+
+
+def _check_declared(group: zarr.Group, path: str | Path) -> None:
+    """Refuse shapes and chunks beyond all limits before anything builds on them."""
+    for name, array in group.arrays():
+        pixels = int(np.prod(array.shape[1:], dtype=object))
+        rows = array.shape[0] if array.shape else 0
+        chunk = int(np.prod(array.chunks, dtype=object)) * array.dtype.itemsize
+        if pixels > chunks.MAX_FRAME_PIXELS or rows > chunks.MAX_FRAMES or chunk > chunks.MAX_CHUNK_BYTES:
+            msg = (f"{name} in {path} declares shape {array.shape} in chunks of {array.chunks}, beyond the limits "
+                   f"({chunks.MAX_FRAME_PIXELS} pixels per frame, {chunks.MAX_CHUNK_BYTES // 2**20} MiB per chunk).")
+            raise ValueError(msg)
+
+
+def check_raw(ds: xr.Dataset, path: str | Path = "the raw store") -> None:
+    """Raise ValueError, in one sentence, where an opened raw store cannot be registered."""
+    pictures = "counts" if "counts" in ds else "optical_density"
+    try:
+        schema.validate(ds, schema.RAW, pictures, "energy", "scan")
+        optional = [n for n in schema.RAW if n in ds.variables]
+        schema.validate(ds, schema.RAW, *optional)
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
+    complaint = _first_complaint(ds, pictures)
+    if complaint:
+        msg = f"{path}: {complaint}"
+        raise ValueError(msg)
+
+
+def _first_complaint(ds: xr.Dataset, pictures: str) -> str | None:
+    """What is wrong with a raw store whose variables have the right dims, or None."""
+    if 0 in ds[pictures].shape:
+        return f"{pictures} has shape {ds[pictures].shape}; there are no frames to register."
+    energy, scan = ds.energy.values, ds.scan.values
+    if not (np.isfinite(energy) & (energy > 0)).all():
+        bad = np.flatnonzero(~(np.isfinite(energy) & (energy > 0)))
+        return f"energy of frame {bad[0]} is {energy[bad[0]]} eV; need a positive number for every frame."
+    if np.median(energy) < 100:
+        return (f"energies are {energy.min():g} to {energy.max():g}, which looks like keV; need eV. "
+                "Multiply energy (and flat_energy) by 1000.")
+    if scan.min() < 0:
+        return f"scan numbers begin at {scan.min()}; need 0 or more."
+    if pictures == "optical_density":
+        return None
+    if "flats" not in ds or not ds.sizes["flat"]:
+        return "counts came without flats; need open-beam references, or optical_density instead of counts."
+    if ds.flats.shape[1:] != ds.counts.shape[1:]:
+        return f"flats are {ds.flats.shape[1:]}, counts are {ds.counts.shape[1:]}; need frames of one size."
+    if "flat_energy" not in ds and len(np.unique(energy)) > 1:
+        return "flat_energy is missing; need it where frames have several energies."
+    if "flat_energy" in ds and np.median(ds.flat_energy.values) < 100:
+        return "flat_energy looks like keV; need eV. Multiply it by 1000."
+    return None
+
+
+# -- recognising a store again ----------------------------------------------------------------------------------------------
+
+
+def digest(*parts: Any) -> str:
+    """Hash of arrays and plain values, the same in every process."""
+    h = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            h.update(f"{part.dtype.str}{part.shape}".encode())
+            h.update(np.ascontiguousarray(part).data if part.dtype.kind not in "OT" else str(part.tolist()).encode())
+        else:
+            h.update(json.dumps(to_plain(part), sort_keys=True).encode())
+    return h.hexdigest()
+
+
+def fingerprint(path: str | Path) -> dict[str, str]:
+    """What a raw store is recognised by.
+
+    `content` (metadata, all small variables and a few frames) stays the same when a store is copied elsewhere; `files`
+    (names, sizes and times of change of its files; empty for a URL) tells any change in place.
+    """
+    group = _open_group(path)
+    parts: list[Any] = []
+    for name, array in sorted(group.arrays()):
+        parts.append([name, array.shape, str(array.dtype)])
+        if name not in PICTURES:
+            parts.append(np.asarray(array[...]))
+        elif array.shape[0]:
+            rows = np.unique(np.linspace(0, array.shape[0] - 1, _SAMPLED).astype(int))
+            parts.extend(_readable(array, row) for row in rows)
+    return {"content": digest(*parts), "files": "" if "://" in str(path) else digest(list(_files(Path(path))))}
+
+
+def _readable(array: zarr.Array, row: int) -> Any:
+    """One row, or a word for it where it is damaged: a damaged frame must not keep the others from being used."""
+    try:
+        return np.asarray(array[row])
+    except (ValueError, RuntimeError, OSError) as error:
+        return f"damaged: {type(error).__name__}"
+
+
+def _files(root: Path) -> Iterable[tuple[str, int, int]]:
+    """Relative name, size and time of change of every file of a store, in order."""
+    for folder, names, files in os.walk(root):
+        names.sort()
+        for file in sorted(files):
+            place = Path(folder, file)
+            stat = place.stat()
+            yield str(place.relative_to(root)), stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,201 @@
+"""What one task of a run does: look at a block of frames, cut the particles out of it, or fit one particle in one scan.
+
+A task gets a `Job` of a few hundred bytes and a block's number, reads what it needs from the stores, and writes what it
+made back; its answer is small. Inside a block frames are worked through one by one, so that memory does not depend on
+the length of a block and no answer on how frames were grouped.
+"""
+
+import errno
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xreg import chunks, store
+from xreg.journal import FOLDER, Journal
+from xreg.schema import ROIS, FrameStatus
+
+if TYPE_CHECKING:
+    from xreg.kernels.edge import EdgeSettings
+    from xreg.models.weights import Weights
+
+#: Errors that say that the disk, not a block, is at fault: the run stops and can go on later.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+#: Errors that say that the program is at fault.
+_OURS = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
+#: Windows of one block that are in memory at a time.
+_WINDOW_BYTES = 128 * chunks.MIB
+#: Group of the result store that holds the table of regions.
+ROI_GROUP = "rois"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a task must know, in plain values.
+
+    `first` is the raw store's frame with which the run begins; frames and blocks are counted from it.
+    """
+
+    raw: str
+    out: str
+    pictures: str
+    first: int
+    n_frames: int
+    block: int
+    device: str
+    detector: "Weights"
+    refiner: "Weights"
+    fit: "EdgeSettings"
+    alone: bool = True
+
+    @property
+    def rois(self) -> str:
+        """Where the table of regions lies."""
+        return str(Path(self.out, ROI_GROUP))
+
+    @property
+    def journal(self) -> Journal:
+        """Records of what is done."""
+        return Journal.of(self.out)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One array that a task has made, and where in the result store it belongs."""
+
+    name: str
+    start: tuple[int, ...]
+    array: np.ndarray
+
+
+def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
+    """Do one task unless it is done already; write what it makes, then its marker.
+
+    Parameters
+    ----------
+    job : Job
+        The run that the task belongs to.
+    stage : {"observe", "align", "fit"}
+        What to do.
+    task : Block or (particle, scan)
+        Where to do it; see the functions of these names.
+
+    Returns
+    -------
+    dict
+        `redone`: whether anything had to be done; or `failed`: why the task failed, if that is the task's own fault
+        (damaged data, say). Such a failure is recorded and the run goes on.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or may not be written.
+    """
+    key = str(task.index) if isinstance(task, chunks.Block) else "-".join(map(str, task))
+    try:
+        marker = job.journal.done(stage, key)
+        if marker is not None and _is_there(job, marker):
+            return {"redone": False}
+        digest, places = hashlib.sha256(), []
+        for piece in _WORK[stage](job, task):
+            array = _canonical(piece.array)
+            store.write_block(job.out, piece.name, piece.start, array)
+            digest.update(array.data)
+            places.append([piece.name, piece.start, array.shape])
+        job.journal.mark(stage, key, {"checksum": digest.hexdigest(), "pieces": places})
+        return {"redone": True}
+    except _OURS:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        job.journal.fail(stage, key, reason)
+        return {"failed": reason}
+
+
+def _is_there(job: Job, marker: dict[str, Any]) -> bool:
+    """Whether the store still holds what a marker says was written."""
+    digest = hashlib.sha256()
+    try:
+        for name, start, shape in marker["pieces"]:
+            region = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
+            digest.update(np.ascontiguousarray(store.read_block(job.out, name, region)).data)
+    except (OSError, KeyError, ValueError):
+        return False
+    return digest.hexdigest() == marker["checksum"]
+
+
+def _canonical(array: np.ndarray) -> np.ndarray:
+    """The array in one piece, with one kind of NaN: chunks of nothing but NaN are not stored and read as that kind."""
+    array = np.ascontiguousarray(array)
+    if array.dtype.kind == "f":
+        array[np.isnan(array)] = np.nan
+    return array
+
+
+# -- the three kinds of task ------------------------------------------------------------------------------------------------
+
+
+def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
+    """Normalise a block's frames, find and refine their regions: the block's rows of the table of regions."""
+    from xreg.detect import detect_block
+    from xreg.refine import empty_rois, refine_block
+
+    table, frames = [], []
+    for frame in _normalized(job, block):
+        rows = empty_rois(1)
+        if frame.status == FrameStatus.OK:
+            density, noise = frame.optical_density[None], np.array([frame.noise])
+            found = detect_block(density, device=job.device, weights=job.detector)
+            rows = refine_block(density, found, noise, device=job.device, weights=job.refiner)
+        table.append(rows)
+        frames.append((frame.noise, frame.background, frame.status))
+    rows = np.concatenate(table)
+    for name in ROIS:
+        yield Piece(f"{ROI_GROUP}/{name}", (block.start,) + (0,) * (rows[name].ndim - 1), rows[name])
+    noise, background, status = (np.array(column) for column in zip(*frames, strict=True))
+    yield Piece(f"{ROI_GROUP}/noise", (block.start,), noise.astype(np.float32))
+    yield Piece(f"{ROI_GROUP}/background", (block.start, 0), background.astype(np.float32))
+    yield Piece(f"{ROI_GROUP}/frame_status", (block.start,), status.astype(np.int8))
+
+
+def align(job: Job, block: chunks.Block) -> Iterator[Piece]:
+    """Cut all particles out of a block's frames, some particles at a time."""
+    from xreg.align import align_block
+
+    (particles, _, side, _), _ = store.declared(job.out, "aligned")
+    position = store.read_block(job.out, "position", (slice(None), block.region))
+    scale = store.read_block(job.out, "scale", block.region)
+    frames = [f.optical_density if f.status == FrameStatus.OK else None for f in _normalized(job, block)]
+    step = max(1, _WINDOW_BYTES // (len(block) * side**2 * 4))
+    for first in range(0, particles, step):
+        part = slice(first, first + step)
+        windows = np.full((len(position[part]), len(block), side, side), np.nan, np.float32)
+        for k, frame in enumerate(frames):
+            if frame is not None:
+                windows[:, k] = align_block(frame[None], position[part, k : k + 1], scale[k : k + 1], side // 2)[:, 0]
+        yield Piece("aligned", (first, block.start, 0, 0), windows)
+
+
+def fit(job: Job, task: tuple[int, int]) -> Iterator[Piece]:
+    """Fit the edge of every pixel of one particle in one scan: a row of each map."""
+    from xreg.xanes import fit_block
+
+    particle, scan = task
+    number, of_frame = (store.read_block(job.out, name, ...) for name in ("scan", "frame_scan"))
+    frames = np.flatnonzero(of_frame == number[scan])
+    stack = np.concatenate([store.read_block(job.out, "aligned", (particle, slice(a, b)))
+                            for a, b in chunks.runs(frames.tolist())])
+    contour = store.read_block(job.out, "contour", slice(particle, particle + 1))
+    energy = store.read_block(job.out, "energy", ...)[frames]
+    for name, values in fit_block(stack[None], energy, contour, job.fit).items():
+        _, dtype = store.declared(job.out, name)
+        yield Piece(name, (particle, scan, 0, 0), values[:, None].astype(dtype, copy=False))
+
+
+_WORK: dict[str, Callable[[Job, Any], Iterator[Piece]]] = {"observe": observe, "align": align, "fit": fit}

@@ -1,0 +1,152 @@
+"""Where tasks run: threads of this process, processes of this machine, or a cluster that is already there.
+
+All three are Dask clients, so that a run is driven in one way. Only a handful of tasks is handed out at a time, and each
+is let go as soon as it has ended: what it made lies in the store, and a worker that dies later takes nothing along.
+"""
+
+import contextlib
+import itertools
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client, LocalCluster, as_completed
+
+from xreg import chunks
+
+#: A task whose result is lost (its cluster was restarted) is handed out again this many times.
+_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Outcome of a task that never answered: its workers died, or it raised."""
+
+    error: BaseException
+
+
+class Pool:
+    """Workers of a Dask client, kept busy with a bounded number of tasks."""
+
+    def __init__(self, client: Client, workers: int):
+        self.client, self.workers = client, workers
+
+    def each(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield (task, outcome) in the order in which tasks end; outcome is `function(task)`, or `Lost`.
+
+        Raises
+        ------
+        ConnectionError
+            If the scheduler goes away.
+        """
+        waiting, run = iter(tasks), uuid.uuid4().hex[:8]
+        numbers = itertools.count()
+        running: dict[str, tuple[Any, Any, int]] = {}
+        ended = as_completed(loop=self.client.loop)
+
+        def hand_out(task: Any, attempt: int = 0) -> None:
+            key = f"{_name(function)}-{run}-{next(numbers)}"
+            future = self.client.submit(function, task, key=key, pure=False)
+            running[key] = (future, task, attempt)
+            ended.add(future)
+
+        with self._connected():
+            for task in itertools.islice(waiting, chunks.in_flight(self.workers)):
+                hand_out(task)
+            for future in ended:
+                _, task, attempt = running.pop(future.key)
+                lost = future.status not in ("finished", "error")
+                outcome = self._outcome(future, lost)
+                future.release()
+                if lost and attempt < _RETRIES and self.client.status == "running":
+                    hand_out(task, attempt + 1)
+                    continue
+                for task_to_come in itertools.islice(waiting, 1):
+                    hand_out(task_to_come)
+                yield task, outcome
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[None]:
+        """One sentence in place of the many ways in which a client says that its scheduler is gone."""
+        try:
+            yield
+        except Exception as error:
+            if self.client.status == "running":
+                raise
+            msg = "the Dask scheduler has gone away; start one and run the same command with --resume."
+            raise ConnectionError(msg) from error
+
+    def _outcome(self, future: Any, lost: bool) -> Any:
+        if future.status == "finished":
+            return future.result()
+        if lost:
+            if self.client.status != "running":
+                msg = "the client is closed"
+                raise RuntimeError(msg)
+            return Lost(RuntimeError("the task was cancelled"))
+        return Lost(future.exception())
+
+
+@contextlib.contextmanager
+def open_pool(workers: int | None = None, scheduler: str | Client | None = None) -> Iterator[Pool]:
+    """Workers to run tasks on, given back at the end.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Processes of this machine with one thread each; 0 or None for threads of this process.
+    scheduler : str or distributed.Client, optional
+        Address of a running scheduler ("tcp://..."), or a client of one; `workers` must then be None.
+
+    Raises
+    ------
+    ValueError
+        If both are given, the number is negative, or nothing answers at the address.
+    """
+    if scheduler is not None and workers is not None:
+        msg = f"workers={workers} and scheduler={scheduler!r} came together; give one of the two."
+        raise ValueError(msg)
+    if workers is not None and workers < 0:
+        msg = f"workers is {workers}; need 0 (threads of this process) or a number of processes."
+        raise ValueError(msg)
+    with contextlib.ExitStack() as stack:
+        client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(workers, scheduler))
+        # Not dask.config.set(scheduler=client): a nanny pickles the configuration when it starts a worker anew.
+        stack.enter_context(client.as_current())
+        threads = sum(w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
+        yield Pool(client, max(threads, 1))
+
+
+@contextlib.contextmanager
+def _connect(workers: int | None, scheduler: str | None) -> Iterator[Client]:
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            msg = f"no Dask scheduler answers at {scheduler}; check the address that dask scheduler printed."
+            raise ValueError(msg) from error
+        with client:
+            yield client
+        return
+    # Loopback only, on any free port: whoever reaches a scheduler can run code (None would mean port 8787, everywhere).
+    common = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0", "memory_limit": 0,
+              "silence_logs": logging.ERROR}
+    if workers:
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", **common)
+    else:
+        cluster = LocalCluster(n_workers=1, threads_per_worker=cores(), processes=False, **common)
+    with cluster, Client(cluster, set_as_default=False) as client:
+        yield client
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _name(function: Callable) -> str:
+    inner = getattr(function, "func", function)
+    return f"xreg-{getattr(inner, '__name__', 'task')}"

@@ -1,0 +1,296 @@
+"""Edge energies of registered stacks: aligned (particle, frame, y, x) -> maps (particle, scan, y, x), lazily.
+
+A block is one particle in one scan. It must hold the whole window, because the particle's mean spectrum gives every
+pixel the shapes of the lines below and above the edge; so the input is rechunked to that and the answer is the same for
+every chunking. Asking for one particle of one scan reads the chunks of that particle and scan alone.
+"""
+
+from dataclasses import replace
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from xreg.kernels import edge
+from xreg.kernels.operators import DEFINITIONS, OUTSIDE, TOO_FEW_ENERGIES, EdgeSettings, fix_ranges
+from xreg.kernels.preedge import merge_repeats, resolve_ranges, to_electronvolts
+from xreg.schema import RESULT, FitStatus, check_variable, flag_attrs
+
+#: Tabulated energies (eV) of absorption edges that hard X-ray microscopes use, J. A. Bearden and A. F. Burr 1967,
+#: doi:10.1103/RevModPhys.39.125.
+EDGES = {
+    ("Ti", "K"): 4966.0, ("V", "K"): 5465.0, ("Cr", "K"): 5989.0, ("Mn", "K"): 6539.0, ("Fe", "K"): 7112.0,
+    ("Co", "K"): 7709.0, ("Ni", "K"): 8333.0, ("Cu", "K"): 8979.0, ("Zn", "K"): 9659.0, ("Ga", "K"): 10367.0,
+    ("Ge", "K"): 11103.0, ("As", "K"): 11867.0, ("Se", "K"): 12658.0, ("W", "L3"): 10207.0, ("Pt", "L3"): 11564.0,
+    ("Au", "L3"): 11919.0, ("Pb", "L3"): 13035.0,
+}
+
+
+def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **settings) -> xr.Dataset:
+    """Map the edge energy of every particle in every scan.
+
+    Parameters
+    ----------
+    aligned : DataArray, dims (particle, frame, y, x), float
+        Registered optical density with coordinates `energy` (eV; keV is converted with a warning) and `scan` on
+        `frame`. NaN marks what was not seen: a pixel is fitted with the energies that it has. Frames may come in any
+        order, scans may differ in their energies, and an energy taken twice is averaged.
+    contour : DataArray, dims (particle, y, x), bool, optional
+        Where each particle is; elsewhere nothing is fitted. By default every pixel is.
+    **settings
+        Fields of `EdgeSettings`: `definition` ("half_step" unless told otherwise), `also` (further named energies),
+        `e0`, `pre1`, `pre2`, `norm1`, `norm2`, `nnorm`, `nvict` with Larch's meaning, `slope` ("particle" or "pixel"),
+        and the limits of a fit. Without `e0` the tabulated edge of the attributes `element` and `edge` is taken, and
+        without those the largest derivative of each particle's mean spectrum.
+
+    Returns
+    -------
+    Dataset, lazy, dims (particle, scan, y, x)
+        `edge_energy`, `edge_energy_sigma`, `whiteline_energy` (eV, NaN wherever `fit_status` is not 0), `edge_step`,
+        `fit_status`, and `<name>_energy` and `<name>_energy_sigma` for each name in `also`. The attributes of
+        `edge_energy` hold the definition and the resolved ranges.
+
+    Raises
+    ------
+    ValueError
+        If dims or coordinates are not as above, a setting is unknown, or `e0` lies outside all scans' energies.
+
+    Notes
+    -----
+    One task per particle and scan; a task holds that block once in float32, and batches of 4096 spectra in float64.
+    Scans with too few energies for a fit, such as two, give NaN and the status `too_few_energies`.
+    """
+    settings = edge_settings(aligned, **settings)
+    stack, energies, scans = _by_scan(aligned)
+    attrs = _resolved(settings, energies)
+    names = edge.field_names(settings)
+    sizes = stack.sizes
+    chunks = ((1,) * sizes["particle"], (1,) * len(scans), (len(names),), (sizes["y"],), (sizes["x"],))
+    arrays = [stack.data] if contour is None else [stack.data, _outline(contour, stack)]
+    maps = da.map_blocks(
+        _fit_task, *arrays, energies=energies, settings=settings, new_axis=2, chunks=chunks,
+        dtype=np.float64, meta=np.empty((0,) * 5), name=None,
+    )
+    coords = {name: stack.coords[name] for name in ("particle", "y", "x") if name in stack.coords}
+    out = xr.Dataset(coords={**coords, "scan": ("scan", scans)})
+    for k, name in enumerate(names):
+        values = maps[:, :, k].astype(np.uint8) if name == "fit_status" else maps[:, :, k]
+        out[name] = (("particle", "scan", "y", "x"), values, _attrs(name, settings, attrs))
+    return out
+
+
+def fit_block(
+    aligned: np.ndarray, energy: np.ndarray, contour: np.ndarray | None, settings: EdgeSettings | None = None
+) -> dict[str, np.ndarray]:
+    """Map the edge energy of some particles in one scan, in memory.
+
+    Parameters
+    ----------
+    aligned : ndarray, shape (n, frames, y, x)
+        Registered optical density of one scan, NaN where not seen.
+    energy : ndarray, shape (frames,)
+        Photon energy of each frame in eV, in any order, repeats allowed.
+    contour : ndarray, shape (n, y, x), bool, or None
+        Outline of each particle; None fits every pixel.
+    settings : EdgeSettings, optional
+
+    Returns
+    -------
+    dict of ndarray, shape (n, y, x)
+        The maps of `fit_edges`; each particle's depend on that particle alone.
+    """
+    settings = settings or EdgeSettings()
+    shape = (aligned.shape[0], *aligned.shape[2:])
+    out = edge.blank_fit(shape, settings, OUTSIDE)
+    for p, inside, grid, spectra in _particles(aligned, energy, contour):
+        fitted = _fit_particle(grid, spectra, settings)
+        for name, values in out.items():
+            values[p][inside] = fitted[name]
+    return out
+
+
+def normalize_stack(aligned: xr.DataArray, contour: xr.DataArray | None = None, *, flat: bool = False,
+                    **settings) -> xr.DataArray:
+    """Normalise every pixel's spectrum: no absorption is 0 and the edge step is 1.
+
+    Parameters
+    ----------
+    aligned, contour, **settings
+        As for `fit_edges`.
+    flat : bool
+        Whether to flatten the spectra above the edge, as Larch's `flat`.
+
+    Returns
+    -------
+    DataArray `norm`, lazy, dims (particle, frame, y, x), float32
+        In the order of scans; NaN outside the contour, where nothing was measured, and where no edge rises.
+
+    Raises
+    ------
+    ValueError
+        As `fit_edges`.
+    """
+    settings = edge_settings(aligned, **settings)
+    stack, energies, _ = _by_scan(aligned)
+    attrs = _resolved(settings, energies)
+    arrays = [stack.data] if contour is None else [stack.data, _outline(contour, stack)]
+    norm = da.map_blocks(_normalize_task, *arrays, energies=energies, settings=settings, flat=flat,
+                         dtype=np.float32, meta=np.empty((0,) * 4, dtype=np.float32))
+    name = "flattened, normalised absorption" if flat else "normalised absorption"
+    return stack.copy(data=norm).rename("norm").assign_attrs({"units": "1", "long_name": name, **attrs})
+
+
+def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
+    """Settings of a fit, with `e0` from the attributes `element` and `edge` where it is not given."""
+    known = EdgeSettings.__dataclass_fields__
+    unknown = ", ".join(sorted(set(settings) - set(known)))
+    if unknown:
+        msg = f"fit settings have no {unknown}; choose from {', '.join(known)}."
+        raise ValueError(msg)
+    settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    chosen = EdgeSettings(**settings)
+    if chosen.e0 is not None:
+        return replace(chosen, e0=float(to_electronvolts(np.array([chosen.e0]))[0]))
+    return replace(chosen, e0=EDGES.get((aligned.attrs.get("element"), aligned.attrs.get("edge"))))
+
+
+def _by_scan(aligned: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], np.ndarray]:
+    """Stack with one chunk per particle and scan, the energies (eV) of each scan, and the scans' numbers."""
+    check_variable(aligned, RESULT["aligned"])
+    for name in ("energy", "scan"):
+        if name not in aligned.coords or aligned.coords[name].dims != ("frame",):
+            msg = (f"aligned has no coordinate {name} on its frames; add it with "
+                   f'aligned.assign_coords({name}=("frame", values)).')
+            raise ValueError(msg)
+    # The two small coordinates decide the graph's shape; `chunk` and `open_zarr` make even them lazy, so they are read
+    # here, in this thread. Nothing else is.
+    energy, scan = (aligned.coords[name].compute(scheduler="synchronous").values for name in ("energy", "scan"))
+    energy = to_electronvolts(energy)
+    order = np.argsort(scan, kind="stable")
+    if np.any(order[1:] < order[:-1]):
+        aligned, energy, scan = aligned.isel(frame=order), energy[order], scan[order]
+    scans, counts = np.unique(scan, return_counts=True)
+    stack = aligned.chunk({"particle": 1, "frame": tuple(counts.tolist()), "y": -1, "x": -1})
+    return stack, tuple(np.split(energy, np.cumsum(counts)[:-1])), scans
+
+
+def _outline(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
+    """Outline (particle, 1, y, x) in chunks of one particle."""
+    wanted = tuple(stack.sizes[d] for d in ("particle", "y", "x"))
+    if contour.dims != ("particle", "y", "x") or contour.shape != wanted:
+        msg = (f"contour has dims {contour.dims} and shape {contour.shape}; need ('particle', 'y', 'x') and {wanted}, "
+               f"as aligned has.")
+        raise ValueError(msg)
+    return contour.astype(bool).chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]
+
+
+def _resolved(settings: EdgeSettings, energies: tuple[np.ndarray, ...]) -> dict[str, object]:
+    """Attributes that say which ranges hold; one number, or a list where scans differ."""
+    if settings.e0 is None:
+        return {"e0": "largest derivative of each particle's mean spectrum", "slope": settings.slope}
+    grids = [np.unique(e) for e in energies]
+    inside = [len(g) > 4 and g[1] <= settings.e0 <= g[-2] for g in grids]
+    if not any(inside) and any(len(g) > 4 for g in grids):
+        low, high = min(g[0] for g in grids), max(g[-1] for g in grids)
+        msg = (f"e0 is {settings.e0:g} eV but the energies run from {low:g} to {high:g} eV; need at least two energies "
+               f"on either side of the edge. Check the element and edge, or the energy calibration.")
+        raise ValueError(msg)
+    attrs = {"e0": settings.e0, "slope": settings.slope, "nvict": settings.nvict}
+    ranges = [resolve_ranges(g, settings.e0, **settings.ranges) if ok else None
+              for g, ok in zip(grids, inside, strict=True)]
+    for name in ("pre1", "pre2", "norm1", "norm2", "nnorm"):
+        values = [float("nan") if r is None else getattr(r, name) for r in ranges]
+        attrs[name] = values[0] if len(set(values)) == 1 else values
+    return attrs
+
+
+def _attrs(name: str, settings: EdgeSettings, ranges: dict[str, object]) -> dict[str, object]:
+    if name == "fit_status":
+        return {**RESULT[name].attrs, **flag_attrs(FitStatus)}
+    if name == "edge_step":
+        return {**RESULT[name].attrs, **ranges}
+    kind = settings.definition if name.startswith("edge_energy") else name.partition("_energy")[0]
+    known = RESULT.get(name)
+    spoken = name.replace("_", " ").replace("sigma", "standard error")
+    words = known.attrs if known else {"units": "eV", "long_name": spoken}
+    return {**words, "definition": kind, "definition_meaning": DEFINITIONS[kind], **ranges}
+
+
+def _fit_task(aligned, contour=None, *, energies, settings, block_id):
+    """One block (1, frames, y, x) -> (1, 1, maps, y, x)."""
+    outline = None if contour is None else contour[:, 0]
+    maps = fit_block(aligned, energies[block_id[1]], outline, settings)
+    return np.stack([maps[name] for name in edge.field_names(settings)], axis=1)[:, None]
+
+
+def _normalize_task(aligned, contour=None, *, energies, settings, flat, block_id):
+    """One block (1, frames, y, x) -> the same, normalised."""
+    energy = energies[block_id[1]]
+    out = np.full(aligned.shape, np.nan, dtype=np.float32)
+    for p, inside, grid, spectra in _particles(aligned, energy, None if contour is None else contour[:, 0]):
+        mean, _ = _mean_spectrum(spectra)
+        fixed = fix_ranges(grid, mean, settings)
+        if not isinstance(fixed, EdgeSettings):
+            continue
+        norm = np.full(spectra.shape, np.nan, dtype=np.float32)
+        for rows, columns in _alike(spectra):
+            if rows.sum() >= 5:
+                part = spectra[np.ix_(rows, columns)].astype(np.float64)
+                norm[np.ix_(rows, columns)] = edge.normalize_spectra(grid[rows], part, fixed, mean[rows], flat)[0]
+        where = np.abs(energy[:, None] - grid).argmin(axis=1)  # repeats share their average's place
+        out[p][:, inside] = norm[where]
+    return out
+
+
+def _particles(aligned: np.ndarray, energy: np.ndarray, contour: np.ndarray | None):
+    """Yield per particle: its number, its pixels (y, x), ascending energies (n,) and their spectra (n, pixels)."""
+    order = np.argsort(energy, kind="stable")
+    for p, stack in enumerate(aligned):
+        inside = np.ones(stack.shape[1:], dtype=bool) if contour is None else np.asarray(contour[p], dtype=bool)
+        grid, spectra = merge_repeats(energy[order], stack[order][:, inside])
+        yield p, inside, grid, spectra
+
+
+def _fit_particle(energy: np.ndarray, spectra: np.ndarray, settings: EdgeSettings) -> dict[str, np.ndarray]:
+    """Fit all pixels of one particle in one scan, those with the same missing energies together."""
+    mean, count = _mean_spectrum(spectra)
+    fixed = fix_ranges(energy, mean, settings)
+    if not isinstance(fixed, EdgeSettings):
+        return edge.blank_fit(spectra.shape[1:], settings, fixed)
+    out = edge.blank_fit(spectra.shape[1:], settings, TOO_FEW_ENERGIES)
+    for rows, columns in _alike(spectra):
+        if rows.sum() >= 5:
+            part = spectra if rows.all() and len(columns) == spectra.shape[1] else spectra[np.ix_(rows, columns)]
+            for name, values in edge.edge_energies(energy[rows], part, fixed, mean[rows], count).items():
+                out[name][columns] = values
+    return out
+
+
+def _mean_spectrum(spectra: np.ndarray) -> tuple[np.ndarray, int]:
+    """Mean spectrum (n,) over the pixels that were seen in every well-seen frame, and how many these are.
+
+    NaN in the other frames. The same pixels at every energy, so that a frame that misses part of the particle makes no
+    step in its spectrum.
+    """
+    finite = np.isfinite(spectra)
+    ever = finite.any(axis=0)
+    well = finite[:, ever].mean(axis=1) >= 0.5 if ever.any() else np.zeros(len(spectra), dtype=bool)
+    core = finite[well].all(axis=0) & ever
+    mean = np.full(len(spectra), np.nan)
+    if well.any() and core.any():
+        mean[well] = spectra[well][:, core].mean(axis=1, dtype=np.float64)
+    return mean, int(core.sum())
+
+
+def _alike(spectra: np.ndarray):
+    """Yield groups of pixels that have values at the same energies: rows (n,) bool and columns (integers)."""
+    finite = np.isfinite(spectra)
+    if finite.all():
+        yield np.ones(len(spectra), dtype=bool), np.arange(spectra.shape[1])
+        return
+    packed = np.ascontiguousarray(np.packbits(finite, axis=0).T)
+    _, first, group = np.unique(packed.view([("", packed.dtype)] * packed.shape[1]).ravel(),
+                                return_index=True, return_inverse=True)
+    order, bounds = np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]
+    for start, columns in zip(first, np.split(order, bounds), strict=True):
+        yield finite[:, start], columns
