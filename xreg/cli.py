@@ -1,7 +1,7 @@
 """The command line. Every command is a thin layer over a function that Python users call too.
 
-Exit codes: 0 done; 2 bad usage or bad input, one sentence on stderr; 3 done, but some frames, files or blocks failed and
-are listed. Heavy modules are imported inside the commands, so that ``xreg --help`` is quick.
+Exit codes: 0 done; 2 bad usage or bad input, one sentence on stderr; 3 done, but some frames, files or blocks failed
+and are listed. Heavy modules are imported inside the commands, so that ``xreg --help`` is quick.
 """
 
 import functools
@@ -58,7 +58,7 @@ def _plain_errors(command: Callable) -> Callable:
     return guarded
 
 
-# -- the commands --------------------------------------------------------------------------------------------------------
+# -- the commands ----------------------------------------------------------------------------------------------------
 
 
 @main.command()
@@ -235,7 +235,7 @@ def report(out: Path, html: Path | None, truth: Path | None) -> None:
     _write_report(out, html or out.with_suffix(".html"), truth)
 
 
-# -- what several commands share ------------------------------------------------------------------------------------------
+# -- what several commands share -------------------------------------------------------------------------------------
 
 
 def _local_workers(workers: int | None, device: str, scheduler: str | None = None) -> int | None:
@@ -275,7 +275,7 @@ def _own_frames(raw: Path, most: int = 64) -> list:
 def _print_errors(out: Path, truth: Path, *, particles: bool = False) -> None:
     from xreg import store
     from xreg.evaluate import evaluate as compare
-    from xreg.run import open_result
+    from xreg.result import open_result
 
     errors = compare(open_result(out), store.open_store(truth))
     _table(errors.table())
@@ -287,7 +287,7 @@ def _print_errors(out: Path, truth: Path, *, particles: bool = False) -> None:
 def _write_report(out: Path, html: Path, truth: Path | None) -> None:
     from xreg import store
     from xreg.report import write_report
-    from xreg.run import open_result
+    from xreg.result import open_result
 
     write_report(open_result(out), html, truth=store.open_store(truth) if truth else None)
     click.echo(f"report: {html}")
@@ -295,7 +295,7 @@ def _write_report(out: Path, html: Path, truth: Path | None) -> None:
 
 def _finish(result: "xr.Dataset") -> None:
     """List what failed and leave with the exit code for it."""
-    from xreg.run import failures
+    from xreg.result import failures
 
     failed = failures(result)
     if failed:

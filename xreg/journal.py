@@ -29,7 +29,7 @@ class Journal:
         """The journal of a result store."""
         return cls(str(Path(store) / FOLDER))
 
-    # -- the plan ---------------------------------------------------------------------------------------------------------
+    # -- the plan ----------------------------------------------------------------------------------------------------
 
     def write_plan(self, plan: dict) -> None:
         """Record everything that must not change between a run and its continuation."""
@@ -50,7 +50,7 @@ class Journal:
                    "delete it and run without --resume.")
             raise ValueError(msg) from error
 
-    # -- markers ----------------------------------------------------------------------------------------------------------
+    # -- markers -----------------------------------------------------------------------------------------------------
 
     def done(self, stage: str, key: str) -> dict | None:
         """What the marker of a finished task says, or None where the task is not finished."""
@@ -79,7 +79,7 @@ class Journal:
     def _place(self, stage: str, key: str) -> Path:
         return Path(self.root, "done", stage, f"{key}.json")
 
-    # -- failures ---------------------------------------------------------------------------------------------------------
+    # -- failures ----------------------------------------------------------------------------------------------------
 
     def fail(self, stage: str, key: str, reason: str) -> None:
         """Record that a task failed for good, and why; the run goes on without it."""
@@ -93,7 +93,7 @@ class Journal:
     def _note(self, stage: str, key: str) -> Path:
         return Path(self.root, "failed", stage, f"{key}.json")
 
-    # -- one run at a time ------------------------------------------------------------------------------------------------
+    # -- one run at a time -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -11,57 +11,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xarray as xr
 
-from xreg.kernels import intensity
+from xreg.kernels import background, intensity
 from xreg.kernels.geometry import MAGNIFICATIONS
+from xreg.kernels.references import FlatChoice, choose_flats
 from xreg.schema import NORMALIZED, RAW, FrameStatus, describe, flag_attrs, validate
 
 #: Flats and frames that a survey reads at the most.
 SURVEYED = 24
-#: Flats within this many eV of a frame are of its energy.
-ENERGY_TOLERANCE = 0.25
-#: Flats averaged for one frame at the most, per energy.
-MOST_FLATS = 16
 #: A frame that transmits less than this share of what frames typically do is blank.
 BLANK = 0.1
 #: A frame with more than this share of empty rows, or of pixels without a number, is corrupt.
 CORRUPT_ROWS, CORRUPT_PIXELS = 0.1, 0.5
-
-
-@dataclass(frozen=True)
-class FlatChoice:
-    """Which open-beam references make the reference of each frame.
-
-    Attributes
-    ----------
-    recipe : ndarray, shape (frame,), int
-        Number of the frame's recipe in the two lists below; -1 where there is no reference for the frame.
-    flats : list of ndarray, int
-        Flats of each recipe, ascending.
-    weights : list of ndarray, float32
-        Their weights, which sum to 1.
-    """
-
-    recipe: np.ndarray
-    flats: tuple[np.ndarray, ...]
-    weights: tuple[np.ndarray, ...]
-
-    def needed(self, frames: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Flats that some frames need, and each one's weight in each frame's reference.
-
-        Returns
-        -------
-        flats : ndarray, shape (m,), int, ascending
-        weights : ndarray, shape (n, m), float32
-            A row of zeros where the frame has no reference.
-        """
-        recipes = self.recipe[frames]
-        used = [self.flats[r] for r in np.unique(recipes[recipes >= 0])]
-        flats = np.unique(np.concatenate(used)) if used else np.zeros(0, dtype=int)
-        weights = np.zeros((len(recipes), len(flats)), dtype=np.float32)
-        for row, recipe in zip(weights, recipes, strict=True):
-            if recipe >= 0:
-                row[np.searchsorted(flats, self.flats[recipe])] = self.weights[recipe]
-        return flats, weights
 
 
 @dataclass(frozen=True)
@@ -80,7 +40,7 @@ class Illumination:
     flat : ndarray, shape (ny, nx), float32
         Mean open-beam picture, per second or per exposure.
     modes : ndarray, shape (k, cells_y, cells_x)
-        Ways in which the illumination wanders (`intensity.illumination_modes`).
+        Ways in which the illumination wanders (`background.illumination_modes`).
     grain, grain_noise : float
         Variances, from one open-beam exposure to another, of the fine structure of the illumination and of a single
         exposure's noise about it (both of the logarithm).
@@ -163,52 +123,7 @@ def survey(raw: xr.Dataset, field: tuple[int, int, int, int] | None = None) -> I
     """
     check_raw(raw)
     pictures = {name: array.values for name, array in _sampled(raw).items()}
-    return replace(_look(**pictures, field=field), choice=choose_flats(raw))
-
-
-def choose_flats(raw: xr.Dataset) -> FlatChoice | None:
-    """Choose the open-beam references of every frame, by energy and then by scan and time.
-
-    Flats of the frame's own energy (within 0.25 eV) serve if there are any; else those of the nearest energies below
-    and above, weighted by the distance. Of several at one energy those of the frame's own scan (`flat_scan`) are
-    preferred, and then those nearest in time: all that are no farther than thrice the nearest one or a minute more.
-    Flats of an unknown scan and time are all used. At most 16 are averaged at one energy.
-
-    Parameters
-    ----------
-    raw : Dataset
-
-    Returns
-    -------
-    choice : FlatChoice, or None if the dataset holds optical densities
-    """
-    if _frames_name(raw) != "counts":
-        return None
-    energy, scan = raw["energy"].values.astype(float), raw["scan"].values
-    n_flats = raw.sizes["flat"]
-    flat_energy = raw["flat_energy"].values.astype(float) if "flat_energy" in raw else np.full(n_flats, energy[0])
-    if "flat_energy" not in raw:
-        energy = np.full_like(energy, energy[0])
-    flat_scan = raw["flat_scan"].values if "flat_scan" in raw else None
-    time, flat_time = _seconds(raw)
-    order = np.argsort(flat_energy, kind="stable")
-    ladder = flat_energy[order]
-    recipes: dict[tuple, int] = {}
-    recipe = np.full(len(energy), -1)
-    for i in np.flatnonzero(np.isfinite(energy)):
-        parts: dict[int, float] = {}
-        for low, high, share in _energies_about(ladder, energy[i]):
-            flats = np.sort(order[low:high])
-            if flat_scan is not None and (flat_scan[flats] == scan[i]).any():
-                flats = flats[flat_scan[flats] == scan[i]]
-            flats = _nearest(flats, None if time is None else np.abs(flat_time[flats] - time[i]))
-            parts |= {int(f): share / len(flats) for f in flats}
-        if parts:
-            key = tuple(sorted(parts.items()))
-            recipe[i] = recipes.setdefault(key, len(recipes))
-    flats = tuple(np.array([f for f, _ in key], dtype=int) for key in recipes)
-    weights = tuple(np.array([w for _, w in key], dtype=np.float32) for key in recipes)
-    return FlatChoice(recipe, flats, weights)
+    return replace(_look(**pictures, field=field), choice=_choose(raw))
 
 
 def normalize_block(
@@ -300,7 +215,7 @@ def average_flats(
         return None
     noise = illumination.grain_noise * inverse / weight**2
     share = illumination.grain / (illumination.grain + noise) if noise > 0 else 1.0
-    return intensity.shrink_grain(total / np.float32(weight), illumination.flat, illumination.lit, share)
+    return background.shrink_grain(total / np.float32(weight), illumination.flat, illumination.lit, share)
 
 
 def level_block(
@@ -350,11 +265,11 @@ def normalize_frames(
         looked = dask.delayed(_look)(**pictures, field=field)
     else:
         looked = dask.delayed(illumination, traverse=False)
-    choice = choose_flats(raw) if illumination is None else illumination.choice
+    choice = _choose(raw) if illumination is None else illumination.choice
     plans = _plans(raw, frames.chunks[0], choice, looked)
     blocks = frames.numblocks[0]
     records = da.map_blocks(
-        _normalize_task, frames, plans, illumination=looked, dtype=object,
+        _normalize_task, frames, plans, illumination=looked, leveled=choice is None, dtype=object,
         chunks=((1,) * blocks, (1,), (1,)), meta=np.empty((0, 0, 0), dtype=object),
     )  # fmt: skip
     variables = {}
@@ -420,11 +335,11 @@ def _plan_table(references: list, local: np.ndarray, seconds: np.ndarray, status
     return table
 
 
-def _normalize_task(frames: np.ndarray, plans: np.ndarray, illumination: Illumination) -> np.ndarray:
+def _normalize_task(frames: np.ndarray, plans: np.ndarray, illumination: Illumination, leveled: bool) -> np.ndarray:
     """One block: an object array (1, 1, 1) that holds the tuple of all outputs."""
     plans = np.broadcast_to(plans.ravel(), len(frames)) if len(plans) == 1 else plans.ravel()
-    if illumination.choice is None and illumination.transmission == 0 and not illumination.flat.any():
-        done = [_level(frame, illumination, status) for frame, (_, _, status) in zip(frames, plans, strict=True)]
+    if leveled:
+        done = [_level(f, illumination, s) for f, (_, _, s) in zip(frames, plans, strict=True)]
     else:
         done = [_normalize_frame(f, r, illumination, t, s) for f, (r, t, s) in zip(frames, plans, strict=True)]
     record = np.empty((1, 1, 1), dtype=object)
@@ -434,3 +349,250 @@ def _normalize_task(frames: np.ndarray, plans: np.ndarray, illumination: Illumin
 
 def _pick(record: np.ndarray, part: int) -> np.ndarray:
     return record[0, 0, 0][part]
+
+
+# -- one frame --------------------------------------------------------------------------------------------------------
+
+
+def _normalize_frame(
+    counts: np.ndarray, reference: np.ndarray | None, illumination: Illumination, seconds: float, status: int
+) -> tuple[np.ndarray | None, float, np.ndarray, int]:
+    """Optical density (None for a bad frame), noise, background and status of one frame of counts."""
+    lit = illumination.lit
+    if status == FrameStatus.OK:
+        status = _judge(counts, reference, illumination, seconds)
+    if status != FrameStatus.OK:
+        return _bad(status)
+    rate = (counts - illumination.dark) / np.float32(seconds)
+    density = intensity.optical_density(rate, reference)
+    # A pixel without a count has no logarithm; left out it would be a hole, so it is filled as a dead one is.
+    return _level(intensity.repair(density, illumination.bad | (lit & np.isnan(density))), illumination, status)
+
+
+def _judge(counts: np.ndarray, reference: np.ndarray | None, illumination: Illumination, seconds: float) -> int:
+    """Status of a frame of counts, before anything is divided."""
+    lit = illumination.lit
+    if reference is None:
+        return FrameStatus.NO_REFERENCE
+    finite = np.isfinite(counts)
+    if finite[lit].mean() < 1 - CORRUPT_PIXELS:
+        return FrameStatus.CORRUPT
+    known = lit & finite & np.isfinite(reference)
+    mean = float(np.mean(counts - illumination.dark, where=known)) / seconds
+    limit = BLANK * max(illumination.transmission, 0.02) * float(np.mean(reference, where=known))
+    if not mean > limit:
+        return FrameStatus.BLANK
+    rows = lit.any(axis=1)
+    top = counts[rows].max(axis=1)
+    # Rows of nothing but zeros, or of nothing but one value throughout the frame, were never read out.
+    empty = np.mean(~(top > 0)) > CORRUPT_ROWS
+    return FrameStatus.CORRUPT if empty or counts.min() == counts.max() else FrameStatus.OK
+
+
+def _level(density: np.ndarray, illumination: Illumination, status: int):
+    """Take the background off one frame of optical density; returns as `_normalize_frame` does."""
+    lit, modes = illumination.lit, illumination.modes
+    if status != FrameStatus.OK:
+        return _bad(status)
+    density = np.where(lit & np.isfinite(density), density, np.float32(np.nan))
+    if not illumination.flat.any():
+        density = intensity.repair(density, illumination.bad)
+    if np.isfinite(density[lit]).mean() < 1 - CORRUPT_PIXELS or np.nanmin(density) == np.nanmax(density):
+        return _bad(FrameStatus.CORRUPT)
+    coefficients = background.fit_background(density, lit, modes)
+    if not np.isfinite(coefficients).all():
+        return _bad(FrameStatus.CORRUPT)
+    density -= background.background_surface(coefficients, density.shape, modes)
+    return density, background.background_noise(density, lit), coefficients[:3], status
+
+
+def _bad(status: int) -> tuple[None, float, np.ndarray, int]:
+    """Outputs of a frame that cannot be used."""
+    return None, float("nan"), np.full(3, np.nan), int(status)
+
+
+def _stacked(frames: list[tuple], shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Outputs of single frames as arrays over the frames."""
+    density = np.full((len(frames), *shape), np.nan, dtype=np.float32)
+    for picture, frame in zip(density, frames, strict=True):
+        if frame[0] is not None:
+            picture[:] = frame[0]
+    noise = np.array([frame[1] for frame in frames], dtype=np.float64)
+    offsets = np.array([frame[2] for frame in frames], dtype=np.float64).reshape(-1, 3)
+    return density, noise, offsets, np.array([frame[3] for frame in frames], dtype=np.uint8)
+
+
+# -- all frames -------------------------------------------------------------------------------------------------------
+
+
+def _look(
+    *,
+    frames: np.ndarray,
+    flats: np.ndarray | None = None,
+    darks: np.ndarray | None = None,
+    seconds: np.ndarray | None = None,
+    flat_seconds: np.ndarray | None = None,
+    field: tuple[int, int, int, int] | None = None,
+) -> Illumination:
+    """What a few flats, darks and frames (each (n, ny, nx)) tell about all of them."""
+    shape = frames.shape[1:]
+    dark = intensity.average_dark(darks) if darks is not None and len(darks) else np.zeros(shape, dtype=np.float32)
+    if flats is None:
+        return _look_at_densities(frames, dark, field)
+    flat_seconds = np.ones(len(flats)) if flat_seconds is None else flat_seconds
+    seconds = np.ones(len(frames)) if seconds is None else seconds
+    rates = (flats - dark) / flat_seconds[:, None, None].astype(np.float32)
+    level = np.array([np.nanmean(rate) for rate in rates])
+    rates = rates[level > BLANK * np.median(level)]
+    if not len(rates) or not level.max() > 0:
+        msg = "flats hold no counts above the dark; need open-beam exposures."
+        raise ValueError(msg)
+    flat = rates.mean(axis=0)
+    lit = intensity.lit_field(flat) if field is None else _box(field, shape)
+    through = np.array([_mean((f - dark) / np.float32(t), lit) for f, t in zip(frames, seconds, strict=True)])
+    used = through > 0.005 * _mean(flat, lit)
+    # A pixel that merely responds a little more or less is corrected by the division.
+    bad = intensity.local_outliers(flat, least=0.25) | (flat <= 0)
+    if darks is not None and len(darks):
+        bad |= intensity.local_outliers(darks.mean(axis=0, dtype=np.float32))
+    if used.sum() >= 3:
+        ratio = np.median([(f - dark) / m for f, m in zip(frames[used], through[used], strict=True)], axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bad |= lit & intensity.local_outliers(ratio / flat, flat, least=0.25)
+    flat = np.nan_to_num(intensity.repair(flat, bad), nan=float(np.nanmedian(flat)))
+    rates = np.array([intensity.repair(rate, bad) for rate in rates])
+    grain, grain_noise = background.grain_variances(rates, lit)
+    return Illumination(
+        lit=lit, bad=bad, dark=dark, flat=flat, modes=background.illumination_modes(rates, lit),
+        grain=grain, grain_noise=grain_noise,
+        transmission=float(np.median(through[used]) / _mean(flat, lit)) if used.any() else 0.0,
+    )  # fmt: skip
+
+
+def _look_at_densities(frames: np.ndarray, dark: np.ndarray, field: tuple | None) -> Illumination:
+    """What a few frames of optical density tell: where they hold numbers."""
+    shape = frames.shape[1:]
+    lit = np.isfinite(frames).mean(axis=0) >= 0.5 if field is None else _box(field, shape)
+    filled = np.where(np.isfinite(frames), frames, 0)
+    bad = lit & intensity.local_outliers(np.median(filled, axis=0)) if len(frames) >= 3 else np.zeros(shape, bool)
+    return Illumination(lit, bad, dark, np.zeros(shape, np.float32), np.zeros((0, 1, 1)))
+
+
+def _mean(image: np.ndarray, lit: np.ndarray) -> float:
+    """Mean of the finite lit pixels; 0 if there are none."""
+    known = lit & np.isfinite(image)
+    return float(image[known].mean()) if known.any() else 0.0
+
+
+def _box(field: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Mask of a field of view that a user gave."""
+    y0, y1, x0, x1 = field
+    if not (0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]):
+        msg = f"the field of view is {field}; need 0 <= y0 < y1 <= {shape[0]} and 0 <= x0 < x1 <= {shape[1]} px."
+        raise ValueError(msg)
+    lit = np.zeros(shape, dtype=bool)
+    lit[y0:y1, x0:x1] = True
+    return lit
+
+
+def _sampled(raw: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Few frames and flats that a survey looks at, all darks, and their exposure times."""
+    usable = np.flatnonzero(_status(raw) == FrameStatus.OK)
+    usable = usable if len(usable) else np.arange(raw.sizes["frame"])
+    chosen = usable[np.unique(np.linspace(0, len(usable) - 1, SURVEYED).round().astype(int))]
+    sample = {"frames": raw[_frames_name(raw)].isel(frame=chosen)}
+    if "counts" not in raw:
+        return sample
+    # Neighbours in pairs: what they differ by is noise.
+    n = raw.sizes["flat"]
+    pairs = np.unique(np.linspace(0, max(0, n // 2 - 1), SURVEYED // 2).round().astype(int))
+    flats = np.arange(n) if n <= SURVEYED else np.sort(np.concatenate([2 * pairs, 2 * pairs + 1]))
+    sample["flats"] = raw["flats"].isel(flat=flats)
+    if "darks" in raw:
+        sample["darks"] = raw["darks"]
+    if "exposure" in raw and "flat_exposure" in raw:
+        sample["seconds"] = raw["exposure"].isel(frame=chosen)
+        sample["flat_seconds"] = raw["flat_exposure"].isel(flat=flats)
+    return sample
+
+
+def _choose(raw: xr.Dataset) -> FlatChoice | None:
+    """References of every frame; None for a dataset of optical densities."""
+    if _frames_name(raw) != "counts":
+        return None
+    energy = np.where(_status(raw) == FrameStatus.OK, raw["energy"].values, np.nan)
+    flat_energy = raw["flat_energy"].values if "flat_energy" in raw else None
+    if flat_energy is None:
+        flat_energy = np.full(raw.sizes["flat"], np.nanmedian(energy) if np.isfinite(energy).any() else 0.0)
+    time, flat_time = (_seconds(raw, name) for name in ("time", "flat_time"))
+    if time is not None and flat_time is not None and raw["time"].dtype.kind != raw["flat_time"].dtype.kind:
+        time = flat_time = None  # two clocks
+    return choose_flats(
+        energy, flat_energy, scan=raw["scan"].values, time=time, flat_time=flat_time,
+        flat_scan=raw["flat_scan"].values if "flat_scan" in raw else None,
+    )  # fmt: skip
+
+
+def _seconds(raw: xr.Dataset, name: str) -> np.ndarray | None:
+    """Times in s, NaN where unknown; None if the dataset has none."""
+    if name not in raw:
+        return None
+    time = raw[name].values
+    if time.dtype.kind != "M":
+        return time.astype(float)
+    return np.where(np.isnat(time), np.nan, time.astype("datetime64[ns]").astype(np.int64) * 1e-9)
+
+
+def _status(raw: xr.Dataset) -> np.ndarray:
+    """Status of the frames as the reader gave it; ok where it gave none."""
+    return raw["frame_status"].values.astype(int) if "frame_status" in raw else np.zeros(raw.sizes["frame"], int)
+
+
+def _frames_name(raw: xr.Dataset) -> str:
+    """Name of the variable that holds the frames."""
+    for name in ("counts", "optical_density"):
+        if name in raw:
+            return name
+    here = ", ".join(sorted(map(str, raw.variables))) or "nothing"
+    msg = f"counts is missing; need counts (or optical_density) with dims ('frame', 'y', 'x'), got only: {here}."
+    raise ValueError(msg)
+
+
+def _whole_frames(frames: xr.DataArray):
+    """Frames as a dask array that is not split along y and x."""
+    import dask.array as da
+
+    if not isinstance(frames.data, da.Array):
+        return da.from_array(frames.data, chunks=(16, -1, -1))
+    if frames.data.numblocks[1:] != (1, 1):
+        msg = f'{frames.name} has {frames.data.numblocks[1:]} chunks along y and x; need 1 each: .chunk(y=-1, x=-1).'
+        raise ValueError(msg)
+    return frames.data
+
+
+def _check_energy(name: str, energy: np.ndarray) -> None:
+    if not np.isfinite(energy).all() or (energy <= 0).any():
+        msg = f"{name} holds values that are missing or not positive; need the photon energy of every frame in eV."
+        raise ValueError(msg)
+    if len(energy) and energy.min() < 100:
+        msg = f"{name} runs from {energy.min():g} to {energy.max():g}, which looks like keV; need eV: multiply by 1000."
+        raise ValueError(msg)
+
+
+def _check_flats(raw: xr.Dataset) -> None:
+    """Check the open-beam references of a dataset of counts."""
+    if "flats" not in raw:
+        msg = "flats is missing; counts need open-beam references with dims ('flat', 'y', 'x')."
+        raise ValueError(msg)
+    validate(raw, RAW, "flats")
+    if raw.sizes["flat"] == 0:
+        msg = "flats is empty; counts need at least one open-beam reference."
+        raise ValueError(msg)
+    if "darks" in raw:
+        validate(raw, RAW, "darks")
+    if "flat_energy" in raw:
+        validate(raw, RAW, "flat_energy")
+        _check_energy("flat_energy", raw["flat_energy"].values)
+    elif len(np.unique(raw["energy"].values)) > 1:
+        msg = f"flat_energy is missing, but there are {len(np.unique(raw['energy'].values))} energies; need the energy of every flat."
+        raise ValueError(msg)

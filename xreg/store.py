@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
@@ -27,7 +28,7 @@ PICTURES = ("counts", "optical_density", "flats", "darks")
 _SAMPLED = 6
 
 
-# -- creating -----------------------------------------------------------------------------------------------------------
+# -- creating --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def write_tables(path: str | Path, tables: xr.Dataset) -> None:
     plain.load().to_zarr(str(path), mode="a", consolidated=False, zarr_format=3)
 
 
-# -- reading and writing blocks -------------------------------------------------------------------------------------------
+# -- reading and writing blocks --------------------------------------------------------------------------------------
 
 
 def write_block(path: str | Path, name: str, start: tuple[int, ...], block: np.ndarray) -> None:
@@ -159,16 +160,32 @@ def read_rows(path: str | Path, name: str, rows: Iterable[int]) -> np.ndarray:
     return np.concatenate(parts) if parts else read_block(path, name, slice(0, 0))
 
 
+def read_sound_rows(path: str | Path, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as `read_rows` gives them, zeros for those that are damaged, and which those are."""
+    damaged = np.zeros(len(rows), bool)
+    try:
+        return read_rows(path, name, rows), damaged
+    except OSError:
+        shape, dtype = declared(path, name)
+    pictures = np.zeros((len(rows), *shape[1:]), dtype)
+    for k, row in enumerate(rows):
+        try:
+            pictures[k] = read_block(path, name, int(row))
+        except OSError:
+            damaged[k] = True
+    return pictures, damaged
+
+
 def _brackets(region: slice | tuple) -> str:
     parts = region if isinstance(region, tuple) else (region,)
     shown = [f"{p.start or 0}:{'' if p.stop is None else p.stop}" if isinstance(p, slice) else str(p) for p in parts]
     return f"[{', '.join(shown)}]"
 
 
-# -- opening ------------------------------------------------------------------------------------------------------------
+# -- opening ---------------------------------------------------------------------------------------------------------
 
 
-def open_frames(path: str | Path, *, block: int | None = None) -> xr.Dataset:
+def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool = False) -> xr.Dataset:
     """Open a raw store lazily.
 
     Parameters
@@ -177,6 +194,8 @@ def open_frames(path: str | Path, *, block: int | None = None) -> xr.Dataset:
         A Zarr group as `xreg ingest` or `xreg simulate` writes it (also v2, also a URL that fsspec knows).
     block : int, optional
         Frames per dask chunk; by default a number that suits the scans and 50 MB of float32 frames.
+    forgiving : bool
+        Whether a damaged picture reads as zeros instead of raising.
 
     Returns
     -------
@@ -186,8 +205,8 @@ def open_frames(path: str | Path, *, block: int | None = None) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there is no such store, or it is not one that can be registered: no energies, energies in keV, no frames,
-        lengths that differ, no open-beam references, or shapes beyond all limits. Nothing is read before that.
+        If there is no such store, or it is no raw store: without frames, energies or scans, with other dims or dtypes
+        than the schema's, with lengths that differ, or shapes beyond all limits. `normalize_frames` checks the rest.
     """
     group = _open_group(path)
     _check_declared(group, path)
@@ -202,17 +221,38 @@ def open_frames(path: str | Path, *, block: int | None = None) -> xr.Dataset:
     ds = ds.assign({n: ds[n].load() for n in small if n in ds.data_vars})
     ds = ds.set_coords([n for n in ("energy", "scan", "time") if n in ds])
     ds = ds.assign_coords({n: ds[n].load() for n in small if n in ds.coords})
-    check_raw(ds, path)
     pictures = "counts" if "counts" in ds else "optical_density"
+    try:
+        schema.validate(ds, schema.RAW, pictures, "energy", "scan", *(n for n in schema.RAW if n in ds.variables))
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
     n_frames, *frame = ds[pictures].shape
+    if 0 in ds[pictures].shape:
+        msg = f"{path}: {pictures} has shape {ds[pictures].shape}; there are no frames to register."
+        raise ValueError(msg)
     read_chunk = group[pictures].chunks[0]
     block = block or chunks.block_length(
         n_frames, int(np.prod(frame)), scan_length=chunks.scan_length(ds.scan.values.tolist()), read_chunk=read_chunk)
     for name in PICTURES:
-        if name in ds:
+        if name in ds and forgiving:
+            ds[name] = ds[name].copy(data=_forgiving(path, name, ds[name], block))
+        elif name in ds:
             ds[name] = ds[name].chunk({ds[name].dims[0]: block, "y": -1, "x": -1})
     ds.attrs["source"] = str(path)
     return ds
+
+
+def _forgiving(path: str | Path, name: str, like: xr.DataArray, block: int) -> da.Array:
+    """Pictures in blocks, zeros where they are damaged."""
+    lengths = tuple(len(b) for b in chunks.frame_blocks(like.shape[0], block)) if like.shape[0] else (0,)
+    return da.map_blocks(_sound_pictures, path=str(path), variable=name, length=block, dtype=like.dtype,
+                         chunks=(lengths, *((n,) for n in like.shape[1:])), meta=np.empty((0, 0, 0), like.dtype))
+
+
+def _sound_pictures(path: str, variable: str, length: int, block_id: tuple[int, ...]) -> np.ndarray:
+    n = declared(path, variable)[0][0]
+    return read_sound_rows(path, variable, np.arange(block_id[0] * length, min((block_id[0] + 1) * length, n)))[0]
 
 
 def open_store(path: str | Path) -> xr.Dataset:
@@ -255,49 +295,7 @@ def _check_declared(group: zarr.Group, path: str | Path) -> None:
             raise ValueError(msg)
 
 
-def check_raw(ds: xr.Dataset, path: str | Path = "the raw store") -> None:
-    """Raise ValueError, in one sentence, where an opened raw store cannot be registered."""
-    pictures = "counts" if "counts" in ds else "optical_density"
-    try:
-        schema.validate(ds, schema.RAW, pictures, "energy", "scan")
-        optional = [n for n in schema.RAW if n in ds.variables]
-        schema.validate(ds, schema.RAW, *optional)
-    except ValueError as error:
-        msg = f"{path}: {error}"
-        raise ValueError(msg) from None
-    complaint = _first_complaint(ds, pictures)
-    if complaint:
-        msg = f"{path}: {complaint}"
-        raise ValueError(msg)
-
-
-def _first_complaint(ds: xr.Dataset, pictures: str) -> str | None:
-    """What is wrong with a raw store whose variables have the right dims, or None."""
-    if 0 in ds[pictures].shape:
-        return f"{pictures} has shape {ds[pictures].shape}; there are no frames to register."
-    energy, scan = ds.energy.values, ds.scan.values
-    if not (np.isfinite(energy) & (energy > 0)).all():
-        bad = np.flatnonzero(~(np.isfinite(energy) & (energy > 0)))
-        return f"energy of frame {bad[0]} is {energy[bad[0]]} eV; need a positive number for every frame."
-    if np.median(energy) < 100:
-        return (f"energies are {energy.min():g} to {energy.max():g}, which looks like keV; need eV. "
-                "Multiply energy (and flat_energy) by 1000.")
-    if scan.min() < 0:
-        return f"scan numbers begin at {scan.min()}; need 0 or more."
-    if pictures == "optical_density":
-        return None
-    if "flats" not in ds or not ds.sizes["flat"]:
-        return "counts came without flats; need open-beam references, or optical_density instead of counts."
-    if ds.flats.shape[1:] != ds.counts.shape[1:]:
-        return f"flats are {ds.flats.shape[1:]}, counts are {ds.counts.shape[1:]}; need frames of one size."
-    if "flat_energy" not in ds and len(np.unique(energy)) > 1:
-        return "flat_energy is missing; need it where frames have several energies."
-    if "flat_energy" in ds and np.median(ds.flat_energy.values) < 100:
-        return "flat_energy looks like keV; need eV. Multiply it by 1000."
-    return None
-
-
-# -- recognising a store again ----------------------------------------------------------------------------------------------
+# -- recognising a store again ---------------------------------------------------------------------------------------
 
 
 def digest(*parts: Any) -> str:

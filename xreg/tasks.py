@@ -8,8 +8,10 @@ the length of a block and no answer on how frames were grouped.
 import errno
 import functools
 import hashlib
+import os
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from xreg.schema import ROIS, FrameStatus
 if TYPE_CHECKING:
     from xreg.kernels.edge import EdgeSettings
     from xreg.models.weights import Weights
+    from xreg.normalize import Illumination
 
 #: Errors that say that the disk, not a block, is at fault: the run stops and can go on later.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -29,8 +32,12 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 _OURS = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 #: Windows of one block that are in memory at a time.
 _WINDOW_BYTES = 128 * chunks.MIB
+#: Frames, and open-beam references, that are normalised at a time.
+_STEP_FRAMES, _STEP_FLATS = 8, 32
 #: Group of the result store that holds the table of regions.
 ROI_GROUP = "rois"
+
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,6 @@ class Job:
     detector: "Weights"
     refiner: "Weights"
     fit: "EdgeSettings"
-    alone: bool = True
-
-    @property
-    def rois(self) -> str:
-        """Where the table of regions lies."""
-        return str(Path(self.out, ROI_GROUP))
 
     @property
     def journal(self) -> Journal:
@@ -95,7 +96,8 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
     OSError
         If the disk is full or may not be written.
     """
-    key = str(task.index) if isinstance(task, chunks.Block) else "-".join(map(str, task))
+    key = key_of(task)
+    _one_thread()
     try:
         marker = job.journal.done(stage, key)
         if marker is not None and _is_there(job, marker):
@@ -104,7 +106,7 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
         for piece in _WORK[stage](job, task):
             array = _canonical(piece.array)
             store.write_block(job.out, piece.name, piece.start, array)
-            digest.update(array.data)
+            digest.update(array.tobytes())
             places.append([piece.name, piece.start, array.shape])
         job.journal.mark(stage, key, {"checksum": digest.hexdigest(), "pieces": places})
         return {"redone": True}
@@ -118,13 +120,26 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
         return {"failed": reason}
 
 
+def _one_thread() -> None:
+    """Let a task use one thread: as many tasks run as there are cores, and sums are always in the same order."""
+    import torch
+
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+def key_of(task: chunks.Block | tuple[int, int]) -> str:
+    """Name of a task among those of its stage."""
+    return str(task.index) if isinstance(task, chunks.Block) else "-".join(map(str, task))
+
+
 def _is_there(job: Job, marker: dict[str, Any]) -> bool:
     """Whether the store still holds what a marker says was written."""
     digest = hashlib.sha256()
     try:
         for name, start, shape in marker["pieces"]:
             region = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-            digest.update(np.ascontiguousarray(store.read_block(job.out, name, region)).data)
+            digest.update(store.read_block(job.out, name, region).tobytes())
     except (OSError, KeyError, ValueError):
         return False
     return digest.hexdigest() == marker["checksum"]
@@ -138,7 +153,7 @@ def _canonical(array: np.ndarray) -> np.ndarray:
     return array
 
 
-# -- the three kinds of task ------------------------------------------------------------------------------------------------
+# -- the three kinds of task -----------------------------------------------------------------------------------------
 
 
 def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
@@ -199,3 +214,111 @@ def fit(job: Job, task: tuple[int, int]) -> Iterator[Piece]:
 
 
 _WORK: dict[str, Callable[[Job, Any], Iterator[Piece]]] = {"observe": observe, "align": align, "fit": fit}
+
+
+# -- reading frames --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One normalised frame; see `schema.NORMALIZED`."""
+
+    optical_density: np.ndarray
+    noise: float
+    background: np.ndarray
+    status: int
+
+
+def _normalized(job: Job, block: chunks.Block) -> Iterator[Frame]:
+    """Read and normalise a block's frames, a few at a time; damaged ones are corrupt, the others go on."""
+    from xreg.normalize import level_block, normalize_block
+
+    setup = load_setup(job.out)
+    counts, damaged = store.read_sound_rows(job.raw, job.pictures, np.arange(block.start, block.stop) + job.first)
+    status = np.where(damaged, FrameStatus.CORRUPT, setup.status[block.region])
+    for part in _steps(setup, block):
+        rows = slice(part.start - block.start, part.stop - block.start)
+        if setup.illumination.choice is None:
+            made = level_block(counts[rows], setup.illumination, status[rows])
+        else:
+            chosen, weights = setup.illumination.choice.needed(part)
+            flats, unreadable = store.read_sound_rows(job.raw, "flats", chosen)
+            made = normalize_block(
+                counts[rows], flats, np.where(unreadable, np.float32(0), weights), setup.illumination,
+                None if setup.exposure is None else setup.exposure[part],
+                None if setup.flat_exposure is None else setup.flat_exposure[chosen], status[rows])
+        yield from (Frame(*values) for values in zip(*made, strict=True))
+
+
+def _steps(setup: "Setup", block: chunks.Block) -> Iterator[slice]:
+    """Parts of a block whose frames need few references."""
+    choice, start = setup.illumination.choice, block.start
+    for stop in range(block.start + 1, block.stop + 1):
+        grown = slice(start, stop + 1)
+        many = choice is not None and stop < block.stop and len(choice.needed(grown)[0]) > _STEP_FLATS
+        if stop == block.stop or stop - start == _STEP_FRAMES or many:
+            yield slice(start, stop)
+            start = stop
+
+
+# -- what all tasks share --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known about all frames of a run before the first is looked at.
+
+    Attributes
+    ----------
+    illumination : Illumination
+        From `normalize.survey`, its choice of references for the run's frames only.
+    status : ndarray, shape (frame,)
+        As the raw store gives it.
+    exposure, flat_exposure : ndarray, s, or None
+        Of the run's frames, and of all references.
+    """
+
+    illumination: "Illumination"
+    status: np.ndarray
+    exposure: np.ndarray | None
+    flat_exposure: np.ndarray | None
+
+
+def save_setup(out: str | Path, setup: Setup) -> None:
+    """Write a setup where all tasks find it: plain arrays, no pickle."""
+    look, choice = setup.illumination, setup.illumination.choice
+    arrays = {f.name: getattr(look, f.name) for f in fields(look) if f.name != "choice"}
+    arrays |= {"status": setup.status}
+    arrays |= {n: v for n in ("exposure", "flat_exposure") if (v := getattr(setup, n)) is not None}
+    if choice is not None:
+        empty = np.zeros(0)
+        arrays |= {"recipe": choice.recipe, "lengths": np.array([len(f) for f in choice.flats], int),
+                   "flats": np.concatenate([empty, *choice.flats]).astype(int),
+                   "weights": np.concatenate([empty, *choice.weights]).astype(np.float32)}
+    place = Path(out, FOLDER, "setup.npz")
+    part = place.with_name("setup.part.npz")
+    np.savez_compressed(part, **arrays)
+    os.replace(part, place)
+
+
+def load_setup(out: str | Path) -> Setup:
+    """Setup of a run, read once per process."""
+    place = Path(out, FOLDER, "setup.npz")
+    with _lock:
+        return _read_setup(str(place), place.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_setup(place: str, changed: int) -> Setup:
+    from xreg.normalize import FlatChoice, Illumination
+
+    with np.load(place, allow_pickle=False) as file:
+        arrays = dict(file)
+    choice = None
+    if "recipe" in arrays:
+        ends = np.cumsum(arrays["lengths"])[:-1]
+        choice = FlatChoice(arrays["recipe"], *(tuple(np.split(arrays[n], ends)) for n in ("flats", "weights")))
+    known = {f.name for f in fields(Illumination)} & set(arrays)
+    values = {n: arrays[n].item() if arrays[n].ndim == 0 else arrays[n] for n in known}
+    return Setup(Illumination(**values, choice=choice), arrays["status"], arrays.get("exposure"),
+                 arrays.get("flat_exposure"))

@@ -1,7 +1,7 @@
 """Where tasks run: threads of this process, processes of this machine, or a cluster that is already there.
 
-All three are Dask clients, so that a run is driven in one way. Only a handful of tasks is handed out at a time, and each
-is let go as soon as it has ended: what it made lies in the store, and a worker that dies later takes nothing along.
+All three are Dask clients, so that a run is driven in one way. Only a handful of tasks is handed out at a time, and
+each is let go as soon as it has ended: what it made lies in the store, and a worker that dies takes nothing along.
 """
 
 import contextlib

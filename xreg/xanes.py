@@ -14,7 +14,8 @@ import xarray as xr
 from xreg.kernels import edge
 from xreg.kernels.operators import DEFINITIONS, OUTSIDE, TOO_FEW_ENERGIES, EdgeSettings, fix_ranges
 from xreg.kernels.preedge import merge_repeats, resolve_ranges, to_electronvolts
-from xreg.schema import RESULT, FitStatus, check_variable, flag_attrs
+from xreg.scans import by_scan, outline_blocks
+from xreg.schema import RESULT, FitStatus, flag_attrs
 
 #: Tabulated energies (eV) of absorption edges that hard X-ray microscopes use, J. A. Bearden and A. F. Burr 1967,
 #: doi:10.1103/RevModPhys.39.125.
@@ -61,12 +62,12 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
     Scans with too few energies for a fit, such as two, give NaN and the status `too_few_energies`.
     """
     settings = edge_settings(aligned, **settings)
-    stack, energies, scans = _by_scan(aligned)
+    stack, energies, scans = by_scan(aligned)
     attrs = _resolved(settings, energies)
     names = edge.field_names(settings)
     sizes = stack.sizes
     chunks = ((1,) * sizes["particle"], (1,) * len(scans), (len(names),), (sizes["y"],), (sizes["x"],))
-    arrays = [stack.data] if contour is None else [stack.data, _outline(contour, stack)]
+    arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
     maps = da.map_blocks(
         _fit_task, *arrays, energies=energies, settings=settings, new_axis=2, chunks=chunks,
         dtype=np.float64, meta=np.empty((0,) * 5), name=None,
@@ -131,9 +132,9 @@ def normalize_stack(aligned: xr.DataArray, contour: xr.DataArray | None = None, 
         As `fit_edges`.
     """
     settings = edge_settings(aligned, **settings)
-    stack, energies, _ = _by_scan(aligned)
+    stack, energies, _ = by_scan(aligned)
     attrs = _resolved(settings, energies)
-    arrays = [stack.data] if contour is None else [stack.data, _outline(contour, stack)]
+    arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
     norm = da.map_blocks(_normalize_task, *arrays, energies=energies, settings=settings, flat=flat,
                          dtype=np.float32, meta=np.empty((0,) * 4, dtype=np.float32))
     name = "flattened, normalised absorption" if flat else "normalised absorption"
@@ -152,36 +153,6 @@ def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
     if chosen.e0 is not None:
         return replace(chosen, e0=float(to_electronvolts(np.array([chosen.e0]))[0]))
     return replace(chosen, e0=EDGES.get((aligned.attrs.get("element"), aligned.attrs.get("edge"))))
-
-
-def _by_scan(aligned: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], np.ndarray]:
-    """Stack with one chunk per particle and scan, the energies (eV) of each scan, and the scans' numbers."""
-    check_variable(aligned, RESULT["aligned"])
-    for name in ("energy", "scan"):
-        if name not in aligned.coords or aligned.coords[name].dims != ("frame",):
-            msg = (f"aligned has no coordinate {name} on its frames; add it with "
-                   f'aligned.assign_coords({name}=("frame", values)).')
-            raise ValueError(msg)
-    # The two small coordinates decide the graph's shape; `chunk` and `open_zarr` make even them lazy, so they are read
-    # here, in this thread. Nothing else is.
-    energy, scan = (aligned.coords[name].compute(scheduler="synchronous").values for name in ("energy", "scan"))
-    energy = to_electronvolts(energy)
-    order = np.argsort(scan, kind="stable")
-    if np.any(order[1:] < order[:-1]):
-        aligned, energy, scan = aligned.isel(frame=order), energy[order], scan[order]
-    scans, counts = np.unique(scan, return_counts=True)
-    stack = aligned.chunk({"particle": 1, "frame": tuple(counts.tolist()), "y": -1, "x": -1})
-    return stack, tuple(np.split(energy, np.cumsum(counts)[:-1])), scans
-
-
-def _outline(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
-    """Outline (particle, 1, y, x) in chunks of one particle."""
-    wanted = tuple(stack.sizes[d] for d in ("particle", "y", "x"))
-    if contour.dims != ("particle", "y", "x") or contour.shape != wanted:
-        msg = (f"contour has dims {contour.dims} and shape {contour.shape}; need ('particle', 'y', 'x') and {wanted}, "
-               f"as aligned has.")
-        raise ValueError(msg)
-    return contour.astype(bool).chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]
 
 
 def _resolved(settings: EdgeSettings, energies: tuple[np.ndarray, ...]) -> dict[str, object]:

@@ -21,13 +21,14 @@ from xreg.kernels.operators import (
     OUT_OF_RANGE,
     THIN,
     TOO_FEW_ENERGIES,
+    Curves,
     EdgeSettings,
     Plan,
     plan_fit,
 )
 from xreg.kernels.preedge import lorentzian_smooth, smoothing_width
 
-_BATCH = 4096          # pixels per matrix product: a few MB, so that the work stays in the processor's cache
+_BATCH = 2048          # pixels per matrix product: a few MB, so that the work stays in the processor's cache
 _NOISE_REACH = 10.0    # eV on either side of the edge within which the noise is measured
 
 
@@ -51,8 +52,8 @@ def edge_energies(
     mean : ndarray, shape (n,), optional
         Mean spectrum of the particle, NaN at energies where it is not known; by default the mean of `mu`.
     count : int, optional
-        How many spectra `mean` is the mean of; with fewer than 50 its noise would enter the edge energies, and it serves
-        for the lines below and above the edge alone.
+        How many spectra `mean` is the mean of; with fewer than 50 its noise would enter the edge energies, and it
+        serves for the lines below and above the edge alone.
 
     Returns
     -------
@@ -68,7 +69,18 @@ def edge_energies(
     plan = plan_fit(energy, mean, settings, count)
     if isinstance(plan, int):
         return blank_fit(mu.shape[1:], settings, plan)
-    batches = [_measure(plan, mu[:, k : k + _BATCH]) for k in range(0, mu.shape[1], _BATCH)]
+    # Two buffers serve all batches: fresh memory for each would cost more time than the arithmetic.
+    size = min(_BATCH, mu.shape[1])
+    values, answer = np.empty((len(energy), size)), np.empty((len(plan.operator), size))
+    batches = []
+    for k in range(0, mu.shape[1], size or 1):
+        part = mu[:, k : k + size]
+        columns = slice(0, part.shape[1])
+        np.copyto(values[:, columns], part)
+        np.matmul(plan.operator, values[:, columns], out=answer[:, columns])
+        batches.append(_measure(plan, values[:, columns], answer[:, columns]))
+    if not batches:
+        return blank_fit((0,), settings, OK)
     return {name: np.concatenate([b[name] for b in batches]) for name in field_names(settings)}
 
 
@@ -79,7 +91,7 @@ def normalize_spectra(
     mean: np.ndarray | None = None,
     flat: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Normalise every spectrum of `mu` (n, pixels) as `normalize_spectrum` does one; arguments as there and in `edge_energies`.
+    """Normalise every spectrum of `mu` (n, pixels) as `normalize_spectrum` does one; arguments as in `edge_energies`.
 
     Returns
     -------
@@ -116,18 +128,16 @@ def blank_fit(shape: tuple[int, ...], settings: EdgeSettings, status: int) -> di
     return maps
 
 
-def _measure(plan: Plan, mu: np.ndarray) -> dict[str, np.ndarray]:
-    """All maps of one batch of spectra (n, pixels)."""
-    s, c = plan.settings, plan.curves
-    mu = np.asarray(mu, dtype=np.float64)
-    coefficients = plan.baseline.coefficients @ mu
-    step = plan.baseline.step @ coefficients
-    half, half_spread = _half(plan, mu)
+def _measure(plan: Plan, mu: np.ndarray, answer: np.ndarray) -> dict[str, np.ndarray]:
+    """All maps of one batch of spectra (n, pixels), given `answer`, the plan's operator times them (used up here)."""
+    s, nodes = plan.settings, plan.curves.nodes
+    (step_row, at_step), (half_rows, at_half), (peak_rows, at_peak), (_, at_residual) = plan.stacked.values()
+    step = answer[at_step][0].copy()
+    half, half_spread = crossing(answer[at_half], np.linalg.norm(half_rows, axis=1), nodes)
     centre = np.where(np.isfinite(half), half, plan.ranges.e0)
-    noise = _noise(plan, mu, centre)
-    step_sigma = noise * np.linalg.norm(plan.baseline.step @ plan.baseline.coefficients)
-    peak_rows = plan.rows("peak")
-    white, white_spread, height = _whiteline(peak_rows, mu, c.nodes, centre)
+    noise = _noise(plan.curves, answer[at_residual], centre)
+    step_sigma = noise * np.linalg.norm(step_row)
+    white, white_spread, height = _whiteline(peak_rows, answer[at_peak], nodes, centre)
     measured = {"half_step": (half, noise * half_spread), "whiteline": (white, noise * white_spread)}
     for name in (s.definition, *s.also):
         if name not in measured:
@@ -153,29 +163,27 @@ def _in_gap(grid: np.ndarray, energy: np.ndarray, widest: float) -> np.ndarray:
     return grid[right] - grid[right - 1] > widest
 
 
-def _half(plan: Plan, mu: np.ndarray):
-    rows = plan.rows("edge", 0.5)
-    return crossing(rows @ mu, np.linalg.norm(rows, axis=1), plan.curves.nodes)
+def _whiteline(rows: np.ndarray, values: np.ndarray, nodes: np.ndarray, centre: np.ndarray):
+    """Largest of `values` (nodes, pixels) above the edge at `centre` (pixels,); the values below are overwritten."""
+    np.copyto(values, -np.inf, where=nodes[:, None] < centre)
+    return maximum(values, rows, nodes)
 
 
-def _whiteline(rows: np.ndarray, mu: np.ndarray, nodes: np.ndarray, centre: np.ndarray):
-    """Largest value above the edge at `centre` (pixels,)."""
-    values = rows @ mu
-    return maximum(np.where(nodes[:, None] >= centre, values, -np.inf), rows, nodes)
+def _noise(curves: Curves, left: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Standard deviation of one measurement about `centre` (eV, per pixel), from what the local fit leaves.
 
-
-def _noise(plan: Plan, mu: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Standard deviation of one measurement about `centre` (eV, per pixel), from what the local fit leaves."""
-    curves, left = plan.curves, np.square(plan.residual @ mu)
-    total = np.concatenate((np.zeros((1, mu.shape[1])), np.cumsum(left, axis=0)))
+    `left` (points, pixels) is overwritten.
+    """
+    np.cumsum(np.square(left, out=left), axis=0, out=left)
     freedom = np.concatenate(([0.0], np.cumsum(curves.freedom)))
     low = np.searchsorted(curves.points, centre - _NOISE_REACH)
     high = np.searchsorted(curves.points, centre + _NOISE_REACH, side="right")
     scarce = freedom[high] - freedom[low] < 5
     low, high = np.where(scarce, 0, low), np.where(scarce, len(curves.points), high)
-    free, pixel = freedom[high] - freedom[low], np.arange(mu.shape[1])
+    free, pixel = freedom[high] - freedom[low], np.arange(left.shape[1])
+    power = left[high - 1, pixel] - np.where(low > 0, left[low - 1, pixel], 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(free >= 2, np.sqrt((total[high, pixel] - total[low, pixel]) / free), np.nan)
+        return np.where(free >= 2, np.sqrt(np.maximum(power, 0.0) / free), np.nan)
 
 
 def _steepest_rise(plan: Plan, mu: np.ndarray, noise: np.ndarray, centre: np.ndarray, height: np.ndarray):
@@ -206,7 +214,8 @@ def _half_whiteline(plan: Plan, mu: np.ndarray, noise: np.ndarray, centre: np.nd
 
 def _raw_whiteline(plan: Plan, mu: np.ndarray, noise: np.ndarray, centre: np.ndarray, height: np.ndarray):
     """Named energy `whiteline_raw`: as `whiteline`, of the optical density itself (doi:10.1021/photonsci.5c00020)."""
-    energy, spread, _ = _whiteline(plan.smooth("peak"), mu, plan.curves.nodes, centre)
+    rows = plan.smooth("peak")
+    energy, spread, _ = _whiteline(rows, rows @ mu, plan.curves.nodes, centre)
     return energy, noise * spread
 
 

@@ -44,9 +44,8 @@ def crossing(values: np.ndarray, rows: np.ndarray, nodes: np.ndarray):
     Returns energy (NaN where there is no passage), and the standard error of that energy per unit noise, given the
     norm of the operator's `rows` (m,).
     """
-    start = np.argmin(np.cumsum(values, axis=0), axis=0)
     pixel = np.arange(values.shape[1])
-    start = np.clip(start, 1, len(nodes) - 3)
+    start = np.clip(_change_point(values), 1, len(nodes) - 3)
     v0, v1, v2, v3 = (values[start + k, pixel] for k in (-1, 0, 1, 2))
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (v1 <= 0) & (v2 > 0)
@@ -62,6 +61,17 @@ def crossing(values: np.ndarray, rows: np.ndarray, nodes: np.ndarray):
         spread = (rows[start] * (1 - t) + rows[start + 1] * t) / np.where(slope > 0, slope, np.nan)
     energy = nodes[start] + t * (nodes[1] - nodes[0])
     return np.where(found, energy, np.nan), np.where(found, spread, np.nan)
+
+
+def _change_point(values: np.ndarray) -> np.ndarray:
+    """Row (pixels,) after which the running sum of `values` (m, pixels) is lowest; row by row, to stay in cache."""
+    total, lowest = np.zeros(values.shape[1]), np.full(values.shape[1], np.inf)
+    where = np.zeros(values.shape[1], dtype=np.intp)
+    for k, row in enumerate(values):
+        total += row
+        np.copyto(where, k, where=total < lowest)
+        np.minimum(lowest, total, out=lowest)
+    return where
 
 
 def maximum(values: np.ndarray, rows: np.ndarray, nodes: np.ndarray):

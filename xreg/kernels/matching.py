@@ -6,7 +6,8 @@ distance set by its own size; appearance (structural similarity), size and dista
 the cheapest assignment of all regions at once decides, each link against the choice of no link.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.ndimage import convolve1d, maximum_filter
@@ -32,7 +33,11 @@ _SMOOTHING = 2.0
 _PEAKS = 6
 #: Width, relative to that of the vote, within which displacements of particles that hardly move agree.
 _SHARP = 0.2
-_TENT = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 3.0
+#: Steps in which a peak is followed to its top.
+_STEPS = 5
+#: Votes with less than this part of the strongest one's weight are not counted.
+_FEEBLE = 0.2
+_TENT = np.array([0.5, 1.0, 0.5])
 #: Cells of the ballot along one axis at most: bounds its memory for tiny particles in a large field.
 _MOST_CELLS = 1024
 
@@ -80,29 +85,36 @@ class Regions:
         return np.sqrt(self.area / np.pi)
 
 
-def rigid_jump(first: Regions, second: Regions) -> np.ndarray:
+def rigid_jump(first: Regions, second: Regions, settings: MatchSettings | None = None) -> np.ndarray:
     """Find the displacement (2,), in px, that most regions of `first` share on their way to `second`.
 
     Every pair of regions votes for its displacement with a weight for similarity of picture and of size;
     votes are gathered over about one particle radius, so that particles may move on their own by half a
     diameter. Displacements larger than the spacing of the particles are found as long as most particles stay
-    in view.
+    in view. Where several displacements have votes, that of the best assignment is taken. Zero if there is
+    none.
     """
+    none = np.zeros(2)
     if not len(first) or not len(second):
-        return np.zeros(2)
+        return none
     alike = one_window_ssim(_smooth(first.thumbnail), _smooth(second.thumbnail), THUMBNAIL_RANGE)
     mismatch = _size_mismatch(first, second) * np.where(_loose(first, second), _CUT, 1.0)
     weight = np.maximum(alike - _UNLIKE, 0) / (1 - _UNLIKE)
     weight *= np.exp(-0.5 * (mismatch / _VOTE_SIZE_TOLERANCE) ** 2)
     displacement = second.position[None, :, :] - first.position[:, None, :]
     width = float(np.median(np.concatenate([first.radius, second.radius])))
-    jump, support = vote(displacement.reshape(-1, 2), weight.ravel(), width)
+    jumps, support = vote(displacement.reshape(-1, 2), weight.ravel(), width)
     # One pair alone outvotes nothing: a particle that left and another that came look like a jump as well.
-    return jump if support >= 1.5 or support > _SURE else np.zeros(2)
+    jumps = jumps[(support >= 1.5) | (support > _SURE)]
+    if len(jumps) < 2:
+        return jumps[0] if len(jumps) else none
+    wide = settings or MatchSettings()
+    narrow = replace(wide, reach=_SHARP * wide.reach)
+    return max(jumps, key=lambda jump: sum(_assign(first, second, jump, 1, s)[2] for s in (wide, narrow)))
 
 
-def vote(displacement: np.ndarray, weight: np.ndarray, width: float) -> tuple[np.ndarray, float]:
-    """Find the densest place among weighted displacements.
+def vote(displacement: np.ndarray, weight: np.ndarray, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Find the densest places among weighted displacements.
 
     Parameters
     ----------
@@ -113,32 +125,26 @@ def vote(displacement: np.ndarray, weight: np.ndarray, width: float) -> tuple[np
 
     Returns
     -------
-    mode : array, shape (2,), px
-        Zero if no vote has a weight. Of peaks of like height the sharper one wins, because particles in a
-        lattice agree nearly as well on a jump that is wrong by a lattice spacing; then the one nearer to zero.
-    support : float
-        Sum of the weights that agree with it, so about the number of perfect pairs.
+    modes : array, shape (k, 2), px
+        In order of preference; none if no vote has a weight. The fuller place comes first, but of like ones
+        the sharper, because particles in a lattice agree nearly as well on a jump that is wrong by a lattice
+        spacing, and then the one nearer to zero. Places of less than a third of the best score are left out.
+    support : array, shape (k,)
+        Sum of the weights that agree with each, so about the number of perfect pairs.
     """
-    counts = weight > 0.02 * weight.max(initial=0.0)
+    counts = weight > _FEEBLE * weight.max(initial=0.0)
     if not counts.any():
-        return np.zeros(2), 0.0
+        return np.empty((0, 2)), np.empty(0)
     displacement, weight = displacement[counts], weight[counts]
-
-    def settle(mode: np.ndarray, spread: float) -> tuple[np.ndarray, float]:
-        for _ in range(8):
-            near = weight * np.exp(-0.5 * np.sum((displacement - mode) ** 2, axis=1) / spread**2)
-            mode = near @ displacement / max(near.sum(), 1e-300)
-        return mode, float(near.sum())
-
-    best = (-1.0, np.zeros(2), 0.0)
-    for start in _densest_cells(displacement, weight, width):
-        mode, support = settle(start, width)
-        sharp, agreeing = settle(mode, _SHARP * width)
-        near = 1 - _FAR_PENALTY * min(1.0, float(np.hypot(*mode) / np.abs(displacement).max(initial=1e-9)))
-        score = near * (support + 2 * agreeing)
-        if score > best[0]:
-            best = (score, sharp if agreeing > 0.5 * support else mode, support)
-    return best[1:]
+    modes = _densest_cells(displacement, weight, width)
+    modes, support = _settle(displacement, weight, modes, width)
+    sharp, agreeing = _settle(displacement, weight, modes, _SHARP * width)
+    far = np.hypot(*modes.T) / np.abs(displacement).max(initial=1e-9)
+    score = (support + 2 * agreeing) * (1 - _FAR_PENALTY * np.minimum(far, 1))
+    modes = np.where((agreeing > 0.5 * support)[:, None], sharp, modes)
+    order = np.argsort(-score, kind="stable")
+    order = order[score[order] > score.max() / 3]
+    return modes[order], support[order]
 
 
 def match_regions(
@@ -168,9 +174,17 @@ def match_regions(
     i, j : int arrays, shape (k,)
         Linked regions, in ascending order of i; none occurs twice.
     similarity : array, shape (k,), float64
-        Structural similarity of each linked pair; NaN where a thumbnail has no contrast.
+        Structural similarity of each linked pair (of the thumbnails as they are); NaN where a thumbnail has
+        no contrast.
     """
-    settings = settings or MatchSettings()
+    i, j, _ = _assign(first, second, jump, gap, settings or MatchSettings())
+    return i, j, _similarity(first.thumbnail, second.thumbnail, i, j)
+
+
+def _assign(
+    first: Regions, second: Regions, jump: np.ndarray, gap: int, settings: MatchSettings
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Cheapest assignment: linked regions i, j, each (k,), and how much cheaper they are than no links at all."""
     distance, mismatch = _distance(first, second, jump, gap, settings), _size_mismatch(first, second)
     loose = _loose(first, second)
     i, j = np.nonzero((distance < 1) & ((mismatch < np.log(settings.size_ratio)) | loose))
@@ -179,11 +193,11 @@ def match_regions(
     limit = settings.no_link_far + (settings.no_link - settings.no_link_far) / gap
     # No link is worth nothing, so the rectangular assignment fills up with zeros where linking is worse.
     gain = np.zeros(distance.shape)
-    gain[i, j] = np.minimum(cost - limit, 0.0)
-    i, j = linear_sum_assignment(gain)
-    linked = gain[i, j] < 0
+    gain[i, j] = np.maximum(limit - cost, 0.0)
+    i, j = linear_sum_assignment(gain, maximize=True)
+    linked = gain[i, j] > 0
     i, j = i[linked], j[linked]
-    return i, j, _similarity(first.thumbnail, second.thumbnail, i, j)
+    return i, j, float(gain[i, j].sum())
 
 
 def _distance(first: Regions, second: Regions, jump: np.ndarray, gap: int, s: MatchSettings) -> np.ndarray:
@@ -226,6 +240,7 @@ def _smooth(thumbnail: np.ndarray) -> np.ndarray:
     return rows @ thumbnail.astype(np.float64) @ columns.T
 
 
+@cache
 def _half_size(size: int) -> np.ndarray:
     """Matrix (size // 2, size) that smooths a line of samples by a Gaussian and takes every other one."""
     offset = np.arange(size)[None, :] - (2 * np.arange(size // 2)[:, None] + 0.5)
@@ -233,15 +248,28 @@ def _half_size(size: int) -> np.ndarray:
     return weight / weight.sum(axis=1, keepdims=True)
 
 
+def _settle(
+    displacement: np.ndarray, weight: np.ndarray, modes: np.ndarray, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Move modes (k, 2) to the weighted mean of what is near, repeatedly; support of each (k,)."""
+    y, x = displacement.T
+    for _ in range(_STEPS):
+        near = weight * np.exp(((y - modes[:, :1]) ** 2 + (x - modes[:, 1:]) ** 2) / (-2 * spread**2))
+        modes = near @ displacement / np.maximum(near.sum(axis=1, keepdims=True), 1e-300)
+    return modes, near.sum(axis=1)
+
+
 def _densest_cells(displacement: np.ndarray, weight: np.ndarray, width: float) -> np.ndarray:
-    """Find the highest peaks of a smoothed histogram with cells of half the width: (peaks, 2)."""
+    """Find the highest peaks of a smoothed histogram with cells as wide as votes agree: (peaks, 2)."""
     low = displacement.min(axis=0)
-    cell = max(0.5 * width, float(np.ptp(displacement, axis=0).max()) / _MOST_CELLS)
+    cell = max(width, float(np.ptp(displacement, axis=0).max()) / _MOST_CELLS)
     index = np.floor((displacement - low) / cell).astype(np.int64)
     rows, columns = index.max(axis=0) + 1
     ballot = np.bincount(index[:, 0] * columns + index[:, 1], weight, rows * columns).reshape(rows, columns)
     for axis in (0, 1):
         ballot = convolve1d(ballot, _TENT, axis=axis, mode="constant")
-    peaks = np.flatnonzero((ballot == maximum_filter(ballot, 3, mode="constant")) & (ballot > 0))
+    # Agreeing sharply makes a place worth three times its votes at most, so those below a third have lost.
+    summits = ballot == maximum_filter(ballot, 3, mode="constant")
+    peaks = np.flatnonzero(summits & (ballot > ballot.max() / 3))
     highest = peaks[np.argsort(-ballot.ravel()[peaks], kind="stable")[:_PEAKS]]
     return low + (np.column_stack([highest // columns, highest % columns]) + 0.5) * cell

@@ -1,7 +1,7 @@
 """The linear operators of an edge fit: all that depends on energies, ranges and a particle's mean spectrum alone."""
 
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -34,8 +34,8 @@ class EdgeSettings:
     `slope` "particle" takes the shapes of the lines below and above the edge from the particle's mean spectrum, so that
     a pixel keeps only an offset and a step (robust where it is thin); "pixel" fits both lines anew in every pixel, as
     Larch does. `bandwidth` and `peak_bandwidth` are half widths of the local cubic fits to edge and white line;
-    `search` bounds the window in which the edge is sought, `max_shift` that of `template_shift`. An edge that falls into
-    a gap of the energies wider than `max_gap` counts as having too few. A pixel is thin when its step is below
+    `search` bounds the window in which the edge is sought, `max_shift` that of `template_shift`. An edge that falls
+    into a gap of the energies wider than `max_gap` counts as having too few. A pixel is thin when its step is below
     `significance` standard errors or its edge energy's standard error is above `max_sigma`.
     """
 
@@ -125,6 +125,19 @@ class Plan:
     lost: dict[str, np.ndarray] = field(default_factory=dict)
     template: "Template | None" = None
 
+    @cached_property
+    def stacked(self) -> dict[str, tuple[np.ndarray, slice]]:
+        """The operators that every fit needs, by name, and the rows that each takes in `operator`."""
+        parts = {"step": (self.baseline.step @ self.baseline.coefficients)[None], "half": self.rows("edge", 0.5),
+                 "peak": self.rows("peak"), "residual": self.residual}
+        ends = np.cumsum([len(rows) for rows in parts.values()]).tolist()
+        return {name: (parts[name], slice(end - len(parts[name]), end)) for name, end in zip(parts, ends, strict=True)}
+
+    @cached_property
+    def operator(self) -> np.ndarray:
+        """All of `stacked` in one matrix (rows, n), so that a batch of pixels costs one product."""
+        return np.concatenate([rows for rows, _ in self.stacked.values()])
+
     def rows(self, name: str, level: float = 0.0) -> np.ndarray:
         """Operator (nodes, n) of the curve `name` ("edge", "peak") less the pre-edge line and `level` edge steps."""
         lines = self.baseline.pre_at(self.curves.nodes) + level * self.baseline.step
@@ -158,8 +171,10 @@ def plan_fit(energy: np.ndarray, mean: np.ndarray, settings: EdgeSettings, count
     if not isinstance(settings, EdgeSettings):
         return settings
     known, e0 = np.isfinite(mean), settings.e0
-    if known.sum() < 5 or not energy[known][1] <= e0 <= energy[known][-2]:
+    if known.sum() < 5:
         return TOO_FEW_ENERGIES
+    if not energy[known][1] <= e0 <= energy[known][-2]:
+        return OUT_OF_RANGE
     ranges = resolve_ranges(energy, e0, **settings.ranges)
     if not supports(energy[known], ranges, settings):
         return TOO_FEW_ENERGIES

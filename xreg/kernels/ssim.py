@@ -12,6 +12,7 @@ guessed from a dtype it makes unrelated pictures look alike.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -181,6 +182,7 @@ def _windowed(pictures: np.ndarray) -> np.ndarray:
     return rows @ pictures @ columns.T
 
 
+@cache
 def _band(size: int) -> np.ndarray:
     """Matrix (size - 10, size) that takes the Gaussian mean of a line of `size` samples."""
     offset = np.arange(size)[None, :] - np.arange(size - _WINDOW + 1)[:, None] - _WINDOW // 2
@@ -190,6 +192,7 @@ def _band(size: int) -> np.ndarray:
 
 def _without_contrast(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
     """Whether all samples of a picture that have a value have the same one: (n,) bool."""
+    if not missing.any():
+        return values.max(axis=(1, 2)) <= values.min(axis=(1, 2))
     low = np.where(missing, np.inf, values).min(axis=(1, 2))
-    high = np.where(missing, -np.inf, values).max(axis=(1, 2))
-    return high <= low
+    return np.where(missing, -np.inf, values).max(axis=(1, 2)) <= low

@@ -14,8 +14,9 @@ from xreg.kernels.matching import vote
 _END = 15
 #: Shortest piece, in sightings, that is joined to others; shorter ones are too often inventions.
 _SHORTEST = 3
-#: Largest ratio of areas and farthest place, in radii, of two pieces of one particle.
-_SIZE_RATIO = 1.6
+#: Largest ratio of areas of two pieces of one particle; larger for pieces that the border cuts throughout.
+_SIZE_RATIO, _SIZE_RATIO_CUT = 1.6, 3.0
+#: Farthest that a particle may have moved among the others while it was away, in radii.
 _REACH = 1.25
 
 
@@ -95,6 +96,8 @@ class _Pieces:
         # The largest areas are those of the whole particle, the rest may be cut by the border.
         areas = [np.quantile(area[a:b], 0.75) for a, b in zip(self.begin, self.stop, strict=True)]
         self.area = np.array(areas, dtype=np.float64)
+        whole = [not self.cut[a:b].all() for a, b in zip(self.begin, self.stop, strict=True)]
+        self.whole = np.array(whole, dtype=bool)
 
     def places(self, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Find where every piece starts and ends, common motion taken off: two arrays (pieces, 2)."""
@@ -121,9 +124,9 @@ def _bridge_spans(pieces: _Pieces, motion: np.ndarray, span: np.ndarray) -> np.n
         weight = np.exp(-0.5 * (ratio / np.log(_SIZE_RATIO)) ** 2).ravel()
         displacement = (start[after][None, :, :] - end[before][:, None, :]).reshape(-1, 2)
         width = float(np.sqrt(np.median(pieces.area) / np.pi))
-        jump, support = vote(displacement, weight, width)
-        if support >= 1.5:
-            motion[span >= number] += jump
+        jumps, support = vote(displacement, weight, width)
+        if support.size and support[0] >= 1.5:
+            motion[span >= number] += jumps[0]
     return motion
 
 
@@ -136,7 +139,8 @@ def _join(pieces: _Pieces, start: np.ndarray, end: np.ndarray, count: int) -> np
     distance = np.linalg.norm(start[None, :, :] - end[:, None, :], axis=-1) / np.minimum.outer(radius, radius)
     mismatch = np.abs(np.log(pieces.area)[:, None] - np.log(pieces.area)[None, :])
     later = pieces.first[None, :] > pieces.last[:, None]
-    i, j = np.nonzero(later & (distance < _REACH) & (mismatch < np.log(_SIZE_RATIO)))
+    limit = np.where(np.logical_and.outer(pieces.whole, pieces.whole), _SIZE_RATIO, _SIZE_RATIO_CUT)
+    i, j = np.nonzero(later & (distance < _REACH) & (mismatch < np.log(limit)))
     absence = pieces.first[j] - pieces.last[i]
     cost = (distance[i, j] / _REACH) ** 2 + mismatch[i, j] + absence / (1 + pieces.last.max())
     ended, started = set(), set()

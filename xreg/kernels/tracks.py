@@ -15,6 +15,8 @@ import numpy as np
 from xreg.kernels.matching import MatchSettings, Regions, match_regions, rigid_jump
 from xreg.kernels.stitching import stitch
 
+#: Regions followed from one frame to another that tell the displacement common to all without a vote.
+_ENOUGH = 3
 #: Part of the frames between its ends in which a chain of links must have been seen.
 _DENSITY = 0.25
 
@@ -228,8 +230,24 @@ def _close(
         if not ends.size or not starts.size:
             continue
         first, second = regions(here), regions(there)
-        jump = rigid_jump(first, second)
+        jump = _followed_jump(tracks.position, previous, here, there)
+        if jump is None:
+            jump = rigid_jump(first, second, settings.match)
         i, j, alike = match_regions(first.take(ends), second.take(starts), jump, g - f, settings.match)
         source, target = here.start + ends[i], there.start + starts[j]
         previous[target], similarity[target], followed[source] = source, alike, True
     return replace(tracks, previous=previous, similarity=similarity)
+
+
+def _followed_jump(
+    position: np.ndarray, previous: np.ndarray, here: slice, there: slice
+) -> np.ndarray | None:
+    """Median displacement (2,) of regions already followed from rows `here` to rows `there`; None for too few."""
+    source = np.arange(there.start, there.stop)
+    target = source
+    while (source >= here.stop).any():
+        source = np.where(source >= here.stop, previous[source], source)
+    through = source >= here.start
+    if through.sum() < _ENOUGH:
+        return None
+    return np.median(position[target[through]] - position[source[through]], axis=0)

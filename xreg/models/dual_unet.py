@@ -39,7 +39,7 @@ class UNet(nn.Module):
             nn.Sequential(convolution(low + high, high), convolution(high, high))
             for low, high in zip(levels[:0:-1], levels[-2::-1], strict=True)
         )
-        self.double = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.enlarge = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
         self.last = nn.Conv2d(levels[0], 1, 1)
 
     def forward(self, region: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class UNet(nn.Module):
             x = level(x)
             kept.append(x)              # (B, w 2^k, H/2^k, W/2^k)
         for level, skip in zip(self.up, kept[-2::-1], strict=True):     # 2 convolutions each: 8
-            x = level(torch.cat([self.double(x), skip], dim=1))
+            x = level(torch.cat([self.enlarge(x), skip], dim=1))
         return self.last(x)             # (B, 1, H, W)
 
 

@@ -55,7 +55,7 @@ def plot_edge_maps(result: "xr.Dataset") -> Figure:
         ax.set_title(f"{kinds[1]} {item}", fontsize=10)
     parts.scale_bar(axes[-1, 0], result, picture.shape)
     parts.fit_frame(axes[-1, 0], picture.shape)
-    fig.colorbar(shown, ax=axes, label=_edge_label(result), format="%.1f")
+    fig.colorbar(shown, ax=axes, label=_edge_label(result), format="%.1f", aspect=30)
     return fig
 
 

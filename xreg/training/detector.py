@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from xreg.models.cyclegan import Discriminator, Generator, GeneratorConfig
 from xreg.models.infer import bin_frame, choose_device, compress
-from xreg.models.weights import Weights, save
+from xreg.models.weights import Weights, load, save
 from xreg.training.data import FRAME_SIDE, detection_pair
 from xreg.training.run import TrainingRun, average_weights, simulate
 
@@ -75,7 +75,8 @@ class PicturePool:
 
 
 def train_detector(
-    folder: str | Path, config: DetectorConfig, *, device: str = "auto", own_frames: list[np.ndarray] | None = None
+    folder: str | Path, config: DetectorConfig, *, device: str = "auto", own_frames: list[np.ndarray] | None = None,
+    start: Weights | None = None, command: str = "xreg train detect",
 ) -> Weights:
     """Train the detector; go on where an earlier call in the same folder stopped.
 
@@ -89,6 +90,10 @@ def train_detector(
         "auto", "cpu" or "cuda".
     own_frames : list of ndarray, each (H, W), optional
         Normalised frames (optical density, NaN where invalid) to adapt to, without annotations.
+    start : Weights, optional
+        Of an earlier detector of the same width to go on from; by default the training starts from nothing.
+    command : str
+        What the user typed; goes on the model card.
 
     Returns
     -------
@@ -103,6 +108,8 @@ def train_detector(
     clean = Generator(GeneratorConfig(config.width)).to(device)                     # A -> B, the one that is used
     dirty = Generator(GeneratorConfig(config.width // 2, bounded=False)).to(device)      # B -> A
     judge_a, judge_b = Discriminator().to(device), Discriminator().to(device)
+    if start:
+        clean.load_state_dict(load(start, device).state_dict())
     average = deepcopy(clean).eval()
     generators = torch.optim.Adam(chain(clean.parameters(), dirty.parameters()), config.rate, betas=(0.5, 0.999))
     judges = torch.optim.Adam(chain(judge_a.parameters(), judge_b.parameters()), config.judge_rate, betas=(0.5, 0.999))
@@ -151,8 +158,9 @@ def train_detector(
             run.picture(step, a, average(a), truth, b, dirty(b))
             run.save(step + 1, **parts)
 
-    card = {"network": "CycleGAN generator, frames to clean particle pictures", "settings": run._settings,
-            "own frames": len(own), "hardware": torch.cuda.get_device_name() if device == "cuda" else "CPU"}
+    card = {"network": "CycleGAN generator, frames to clean particle pictures", "command": command,
+            "settings": run.settings, "own frames": len(own), "started from": start.sha256 if start else "nothing",
+            "hardware": run.hardware, "minutes": run.minutes}
     return save(average, run.folder / "detector.safetensors", card)
 
 

@@ -30,9 +30,9 @@ from xreg.training.run import TrainingRun, average_weights, simulate
 class RefinerConfig:
     """Settings of one training of the refiner."""
 
-    frames: int = 300               # simulated frames, each of several regions
-    epochs: int = 40
-    low_epoch: int = 8
+    frames: int = 450               # simulated frames, each of several regions
+    epochs: int = 20
+    low_epoch: int = 5
     batch: int = 32
     width: int = 8
     rate: float = 2e-3              # falls to zero along half a cosine
@@ -50,7 +50,8 @@ PRESETS = {
 
 
 def train_refiner(
-    folder: str | Path, config: RefinerConfig, *, device: str = "auto", detector: Weights | None = None
+    folder: str | Path, config: RefinerConfig, *, device: str = "auto", detector: Weights | None = None,
+    command: str = "xreg train refine",
 ) -> Weights:
     """Train the Dual U-Net on what a detector finds; go on where an earlier call in the same folder stopped.
 
@@ -65,6 +66,8 @@ def train_refiner(
         "auto", "cpu" or "cuda".
     detector : Weights, optional
         Of the detector whose regions are refined; the shipped one by default.
+    command : str
+        What the user typed; goes on the model card.
 
     Returns
     -------
@@ -115,9 +118,9 @@ def train_refiner(
     both.low.load_state_dict(low.state_dict())
     both.high.load_state_dict(average.state_dict())
     both = both.to(device).eval()
-    card = {"network": "Dual U-Net, regions of interest to contours", "settings": run._settings,
-            "detector": detector.sha256, "regions": len(pictures) + n_held,
-            "hardware": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+    card = {"network": "Dual U-Net, regions of interest to contours", "command": command, "settings": run.settings,
+            "detector": detector.sha256, "regions": len(pictures) + n_held, "hardware": run.hardware,
+            "minutes": run.minutes,
             "held-out regions": {"low": validate(low, *held), "high": validate(average, *held),
                                  "fused": validate(both, *held)}}
     return save(both.cpu(), run.folder / "refiner.safetensors", card)

@@ -35,13 +35,13 @@ class TrainingRun:
     def __init__(self, folder: str | Path, config, device: str):
         self.folder, self.config, self.device = Path(folder), config, device
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._settings = json.loads(json.dumps(asdict(config)))
+        self.settings = json.loads(json.dumps(asdict(config)))
         place = self.folder / "config.json"
-        if place.exists() and json.loads(place.read_text()) != self._settings:
+        if place.exists() and json.loads(place.read_text()) != self.settings:
             msg = (f"{self.folder} holds a training with other settings; "
                    "give another folder, or the same settings to go on with it.")
             raise ValueError(msg)
-        place.write_text(json.dumps(self._settings, indent=1))
+        place.write_text(json.dumps(self.settings, indent=1))
         self.started = time.monotonic()
         torch.manual_seed(config.seed)
         torch.backends.cudnn.benchmark = device == "cuda"
@@ -49,6 +49,16 @@ class TrainingRun:
     def autocast(self) -> torch.autocast:
         """Mixed precision on CUDA, full precision on the CPU."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda")
+
+    @property
+    def hardware(self) -> str:
+        """What the training ran on, for the model card."""
+        return torch.cuda.get_device_name() if self.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+    @property
+    def minutes(self) -> float:
+        """Time since the training was started or taken up again."""
+        return round((time.monotonic() - self.started) / 60, 1)
 
     def resume(self, **parts) -> int:
         """Load modules and optimizers from the last checkpoint; return the step to go on with (0 without one)."""
@@ -64,7 +74,7 @@ class TrainingRun:
     def save(self, step: int, **parts) -> None:
         """Replace the checkpoint in one move, so that a kill leaves the old one or the new one."""
         state = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"step": step, "random": torch.get_rng_state(), "config": self._settings}
+        state |= {"step": step, "random": torch.get_rng_state(), "config": self.settings}
         fresh = self.folder / "checkpoint.pt.partial"
         torch.save(state, fresh)
         os.replace(fresh, self.folder / "checkpoint.pt")

@@ -1,0 +1,157 @@
+"""Training: a few steps lower the loss, a kill loses nothing, other settings are refused. Tiny networks, seconds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from xreg.models.weights import card, load
+from xreg.training import data
+from xreg.training.data import clean_picture, detection_pair, random_config, refinement_samples
+from xreg.training.detector import DetectorConfig, PicturePool, train_detector
+from xreg.training.refiner import RefinerConfig, contour_loss, train_refiner
+from xreg.training.run import average_weights
+
+TINY = DetectorConfig(frames=2, warm_up=2, steps=4, batch=2, width=4, workers=1)
+
+
+@pytest.fixture(autouse=True)
+def small_frames(monkeypatch):
+    monkeypatch.setattr(data, "FRAME_SIDE", 144)
+    monkeypatch.setattr("xreg.training.detector.FRAME_SIDE", 144)
+
+
+def cones(density):
+    """A faultless detector for frames of this module: bright things are particles."""
+    _, coverage = cones.truth
+    return clean_picture(density.shape, coverage)
+
+
+def test_random_settings_span_the_range():
+    configs = [random_config(np.random.default_rng(k)) for k in range(300)]
+    assert min(c.radius[0] for c in configs) < 12
+    assert max(c.radius[1] for c in configs) > 155
+    assert min(c.counts for c in configs) < 30
+    assert any(c.n_particles == 0 for c in configs)
+    assert any(c.touching for c in configs)
+    assert any(c.cut for c in configs)
+
+
+def test_pairs_are_seeded_and_clean_pictures_clean():
+    frame, picture = detection_pair(5)
+    again, _ = detection_pair(5)
+    np.testing.assert_array_equal(frame, again)
+    assert frame.shape == picture.shape == (144, 144)
+    assert picture.min() == 0
+    assert picture.max() <= 1
+    assert np.isfinite(frame.astype(float)).all()
+
+
+def test_refinement_targets_are_the_true_outlines(monkeypatch):
+    simulate = data.simulate_frame
+
+    def remember(rng):
+        cones.truth = simulate(rng)
+        return cones.truth
+
+    monkeypatch.setattr(data, "simulate_frame", remember)
+    found = 0
+    for seed in range(12):
+        pictures, contours, spacing = refinement_samples(seed, cones)
+        found += len(contours)
+        for contour, step in zip(contours, spacing, strict=True):
+            area = contour.astype(float).sum() * step**2
+            areas = [share.sum() for _, share in cones.truth[1]]
+            assert min(abs(area - a) / a for a in areas if a) < 0.35
+        assert pictures.shape[1:] == (3, 96, 96)
+    assert found >= 5
+
+
+def test_detector_trains_resumes_and_refuses_other_settings(tmp_path):
+    weights = train_detector(tmp_path / "whole", TINY, device="cpu")
+    assert card(weights)["settings"]["steps"] == 4
+    network = load(weights, "cpu")
+    assert network(torch.zeros(1, 1, 48, 48)).shape == (1, 1, 48, 48)
+    assert list((tmp_path / "whole").glob("sample-*.png"))
+    assert "paired" in (tmp_path / "whole" / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match="holds a training with other settings"):
+        train_detector(tmp_path / "whole", replace(TINY, steps=5), device="cpu")
+
+
+def test_detector_goes_on_after_a_kill(tmp_path, monkeypatch):
+    from xreg.training.run import TrainingRun
+
+    save = TrainingRun.save
+
+    def die(self, step, **parts):
+        save(self, step, **parts)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingRun, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        train_detector(tmp_path / "t", TINY, device="cpu")
+    monkeypatch.setattr(TrainingRun, "save", save)
+    steps = []
+    log = TrainingRun.log
+    monkeypatch.setattr(TrainingRun, "log", lambda self, step, **n: (steps.append(step), log(self, step, **n)))
+    train_detector(tmp_path / "t", TINY, device="cpu")
+    assert steps == [3]
+
+
+def test_own_frames_need_no_annotation(tmp_path):
+    own = [np.random.default_rng(0).random((100, 200)).astype(np.float32)]
+    own[0][:10] = np.nan
+    weights = train_detector(tmp_path / "own", replace(TINY, steps=3), device="cpu", own_frames=own)
+    assert card(weights)["own frames"] == 1
+    assert all(torch.isfinite(p).all() for p in load(weights, "cpu").parameters())
+
+
+def test_the_pool_gives_back_some_old_pictures():
+    pool = PicturePool(4, 0)
+    shown = torch.cat([pool.swap(torch.full((2, 1), float(k))) for k in range(10)])
+    assert len(shown) == 20
+    assert any(v < k // 2 for k, v in enumerate(shown[:, 0].tolist()))
+
+
+def test_refiner_trains_both_networks(tmp_path, monkeypatch):
+    from xreg.training import refiner
+
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    discs = torch.stack([(torch.hypot(y - 40 - k, x - 50) < 20).float() for k in range(12)])
+    pictures = torch.stack([discs, discs, torch.ones_like(discs)], dim=1)
+    monkeypatch.setattr(refiner, "_samples", lambda *_: [pictures, discs, torch.ones(12)])
+    config = RefinerConfig(epochs=12, low_epoch=3, batch=4, width=2, held_out=0.2)
+    detector = train_detector(tmp_path / "d", replace(TINY, steps=2, warm_up=2), device="cpu")
+    weights = refiner.train_refiner(tmp_path / "r", config, device="cpu", detector=detector)
+    held = card(weights)["held-out regions"]
+    assert set(held) == {"low", "high", "fused"}
+    curve = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    assert len(curve) == 12
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
+    both = load(weights, "cpu")
+    assert not torch.equal(both.low.last.weight, both.high.last.weight)
+
+
+def test_refiner_needs_regions(tmp_path, monkeypatch):
+    monkeypatch.setattr("xreg.training.refiner.simulate", lambda *_: [(None, None, np.zeros(0))])
+    detector = train_detector(tmp_path / "d", replace(TINY, steps=2, warm_up=2), device="cpu")
+    with pytest.raises(ValueError, match="the detector found no region in 450 simulated frames"):
+        train_refiner(tmp_path / "r", RefinerConfig(), device="cpu", detector=detector)
+
+
+def test_the_loss_is_least_at_the_truth():
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    target = (torch.hypot(y - 16, x - 15) < 8).float()[None, None]
+    right = contour_loss(20 * target - 10, target, RefinerConfig())
+    moved = contour_loss(20 * target.roll(2, 3) - 10, target, RefinerConfig())
+    assert right < 0.01 < moved
+
+
+def test_running_average():
+    a, b = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    before = a.weight.item()
+    average_weights(a, b, 0.75)
+    assert a.weight.item() == pytest.approx(0.75 * before + 0.25 * b.weight.item())

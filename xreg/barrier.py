@@ -1,0 +1,136 @@
+"""The one barrier of a run: from the table of regions of all frames to tracks, motion, outlines and empty stacks.
+
+Only here is the number of particles known, and with it the shape of everything that follows. Positions of all frames
+are held at once, pictures of one block.
+"""
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from xreg import chunks, store
+from xreg.kernels.geometry import pixel_scale
+from xreg.schema import RESULT, FrameStatus, describe, flag_attrs
+from xreg.tasks import Job
+
+#: Sightings at most, evenly spread, from which a particle's mean contour is made.
+_CONTOURS = 256
+
+
+def link_particles(job: Job, settings: dict, *, lazy: bool) -> None:
+    """Link the regions, write tracks, motion and outlines, and create the stacks and maps that are to be filled.
+
+    Parameters
+    ----------
+    job : Job
+        The run; its table of regions is complete.
+    settings : dict
+        Keyword arguments of `link_rois`.
+    lazy : bool
+        Whether the run stops here, so that no stacks are created.
+    """
+    from xreg.align import window_half
+    from xreg.link import gather_tracks, link_rois
+    from xreg.motion import measure_motion
+
+    rois = open_rois(job)
+    links = link_rois(rois, **settings)
+    tracks = gather_tracks(rois, links)
+    tables = tracks.merge(measure_motion(tracks), compat="override", join="exact")
+    track = links["track"].values
+    attrs = rois.attrs
+    scale = pixel_scale(rois["energy"].values, attrs["magnification"], attrs.get("pixel_size_energy_ev"))
+    half = window_half(rois, track, scale)
+    offset = np.arange(-half, half + 1, dtype=float)
+    tables = tables.assign(
+        contour=(RESULT["contour"].dims, mean_contours(job, rois, track, scale, half)),
+        scale=("frame", scale, {"units": "1", "long_name": "pixel size over that at pixel_size_energy_ev"}),
+        frame_status=("frame", rois["frame_status"].values, flag_attrs(FrameStatus)),
+        noise=rois["noise"], background=rois["background"],
+    ).assign_coords(y=("y", offset, {"units": "px"}), x=("x", offset, {"units": "px"}))
+    tables = tables.rename_vars(scan="frame_scan")
+    tables = tables.assign_coords(scan=("scan", np.unique(rois["scan"].values), {"long_name": "number of the scan"}))
+    tables["frame_scan"].attrs.setdefault("long_name", "number of the scan that the frame belongs to")
+    tables.attrs = {**attrs, **tables.attrs, "lazy": lazy, "half": half}
+    store.write_tables(job.out, describe(tables, RESULT))
+    if not lazy:
+        _create_stacks(job, tables)
+
+
+def open_rois(job: Job) -> xr.Dataset:
+    """The table of regions, lazily, as `link_rois` wants it."""
+    rois = store.open_store(f"{job.out}/rois")
+    coords = [n for n in ("energy", "scan", "time", "frame") if n in rois.variables]
+    return rois.set_coords(coords).assign_coords({n: rois[n].load() for n in coords})
+
+
+def mean_contours(job: Job, rois: xr.Dataset, track: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
+    """Outline of every particle: where the mean of its soft contours exceeds one half.
+
+    At most 256 sightings of a particle are used, evenly spread over those in which the field of view does not cut it:
+    the outline of more is the same to a fraction of a pixel. Sums are of integers, the same for every length of blocks.
+
+    Parameters
+    ----------
+    job : Job
+        For the blocks.
+    rois : Dataset
+        With `roi_contour`, `roi_window`, `roi_position` and `roi_cut`.
+    track : ndarray, shape (frame, roi)
+        Particle of each region, or -1.
+    scale : ndarray, shape (frame,)
+        Pixel size over that at the reference energy.
+    half : int
+        Windows reach from -half to +half px.
+
+    Returns
+    -------
+    ndarray, shape (particle, 2 half + 1, 2 half + 1), bool
+    """
+    from xreg.align import contour_sums
+
+    particles, side = int(track.max(initial=-1)) + 1, 2 * half + 1
+    used = _chosen_sightings(track, rois["roi_cut"].values, particles)
+    sums, count = np.zeros((particles, side, side), np.int64), np.zeros(particles, np.int64)
+    for block in chunks.frame_blocks(job.n_frames, job.block):
+        part = block.region
+        if not (used[part] >= 0).any():
+            continue
+        pictures = [rois[n][part].values for n in ("roi_contour", "roi_window", "roi_position")]
+        more, seen = contour_sums(*pictures, used[part], scale[part], particles, half)
+        sums += more
+        count += seen
+    return 2 * sums > 255 * np.maximum(count, 1)[:, None, None]
+
+
+def _chosen_sightings(track: np.ndarray, cut: np.ndarray, particles: int) -> np.ndarray:
+    """The track table with all but some sightings of each particle put to -1."""
+    used = np.full_like(track, -1)
+    for particle in range(particles):
+        places = np.argwhere(track == particle)
+        whole = places[~cut[tuple(places.T)]]
+        places = whole if len(whole) else places
+        chosen = places[np.unique(np.linspace(0, len(places) - 1, _CONTOURS).round().astype(int))]
+        used[tuple(chosen.T)] = particle
+    return used
+
+
+def _create_stacks(job: Job, tables: xr.Dataset) -> None:
+    """Create `aligned` and the maps, empty, in the chunks in which they will be written."""
+    from dataclasses import asdict
+
+    from xreg.xanes import fit_edges
+
+    n = {dim: tables.sizes[dim] for dim in ("particle", "frame", "scan", "y", "x")}
+    grid = (1, job.block, n["y"], n["x"])
+    shape = tuple(n[d] for d in RESULT["aligned"].dims)
+    stack = xr.DataArray(da.zeros(shape, dtype=np.float32, chunks=(1, *shape[1:])), dims=RESULT["aligned"].dims,
+                         coords={"energy": tables["energy"], "scan": ("frame", tables["frame_scan"].values)},
+                         attrs=tables.attrs)
+    maps = fit_edges(stack, tables["contour"].drop_vars(["y", "x"]), **asdict(job.fit))
+    specs = {"aligned": store.Spec(stack.dims, shape, np.float32, grid, np.nan, RESULT["aligned"].attrs)}
+    for name, example in maps.data_vars.items():
+        fill = np.nan if example.dtype.kind == "f" else 0
+        specs[str(name)] = store.Spec(example.dims, example.shape, example.dtype, (1, 1, n["y"], n["x"]), fill,
+                                      example.attrs)
+    store.create_arrays(job.out, specs)

@@ -1,0 +1,202 @@
+"""Chemistry of particles: combinations of reference spectra, oxidation states, and a particle's pattern over time."""
+
+from collections.abc import Mapping, Sequence
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from scipy.interpolate import CubicSpline
+
+from xreg.kernels.preedge import to_electronvolts
+from xreg.kernels.spectra import combine_references, combine_shifted, particle_chemistry
+from xreg.scans import by_scan, outline_blocks
+
+_SHELLS = 5
+
+
+def fit_references(
+    norm: xr.DataArray,
+    references: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    energy_range: tuple[float, float] | None = None,
+    max_shift: float = 0.0,
+) -> xr.Dataset:
+    """Map each pixel's spectrum as a combination of references, with weights of at least zero that sum to one.
+
+    Parameters
+    ----------
+    norm : DataArray, dims (particle, frame, y, x)
+        Normalised spectra, see `normalize_stack`, with coordinates `energy` (eV) and `scan` on `frame`.
+    references : mapping of name to (energy, norm)
+        Normalised reference spectra; energies in eV (keV is converted with a warning) on the data's energy scale, see
+        `calibrate_energy`. They are interpolated to the data's energies by cubic splines.
+    energy_range : (float, float), optional
+        Part of the energies (eV) to fit; by default all that every reference covers.
+    max_shift : float
+        Largest shift (eV) between data and references that is fitted along, per pixel; 0 fits none.
+
+    Returns
+    -------
+    Dataset, lazy, dims (particle, scan, y, x)
+        `weight` and `weight_sigma` with a dimension `reference` in front of y, x; `rfactor`, the sum of squared
+        residuals over the sum of squares; with `max_shift` also `energy_shift` (eV, positive where data lie above the
+        references). NaN where `norm` has NaN at an energy of the fit.
+
+    Raises
+    ------
+    ValueError
+        If there is no reference, or in some scan fewer than k + 2 energies are covered by all k references.
+    """
+    if not references:
+        msg = "references is empty; need at least one name with its energies and normalised spectrum."
+        raise ValueError(msg)
+    stack, energies, scans = by_scan(norm)
+    splines, low, high = [], -np.inf, np.inf
+    for at, values in references.values():
+        at = to_electronvolts(at)
+        order = np.argsort(at)
+        splines.append(CubicSpline(at[order], np.asarray(values, dtype=float)[order]))
+        low, high = max(low, at.min() + max_shift), min(high, at.max() - max_shift)
+    if energy_range is not None:
+        low, high = max(low, energy_range[0]), min(high, energy_range[1])
+    for scan, energy in zip(scans, energies, strict=True):
+        covered = np.count_nonzero((energy >= low) & (energy <= high))
+        if covered < len(splines) + 2:
+            msg = (f"scan {scan} has {covered} energies between {low:g} and {high:g} eV, where all references reach; "
+                   f"need {len(splines) + 2}. Check that data and references share one energy scale.")
+            raise ValueError(msg)
+    fields = 2 * len(splines) + 1 + (max_shift > 0)
+    chunks = (*(stack.chunks[0], (1,) * len(scans)), (fields,), *stack.chunks[2:])
+    maps = da.map_blocks(_reference_task, stack.data, energies=energies, splines=splines, limits=(low, high),
+                         max_shift=max_shift, new_axis=2, chunks=chunks, dtype=np.float64, meta=np.empty((0,) * 5))
+    k, grid = len(splines), ("particle", "scan", "y", "x")
+    weights = ("particle", "scan", "reference", "y", "x")
+    out = xr.Dataset(
+        {"weight": (weights, maps[:, :, :k], {"units": "1", "long_name": "share of the reference"}),
+         "weight_sigma": (weights, maps[:, :, k : 2 * k], {"units": "1", "long_name": "standard error of the share"}),
+         "rfactor": (grid, maps[:, :, 2 * k], {"units": "1", "long_name": "squared residuals over squares"})},
+        coords={"scan": scans, "reference": list(references), **_places(stack)},
+    )
+    if max_shift > 0:
+        out["energy_shift"] = (grid, maps[:, :, 2 * k + 1], {
+            "units": "eV", "long_name": "energy shift", "comment": "positive where data lie above the references"})
+    return out
+
+
+def oxidation_state(
+    edge_energy: xr.DataArray,
+    points: Sequence[tuple[float, float]],
+    edge_energy_sigma: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Turn edge energies into oxidation states by a straight line through calibration points.
+
+    Parameters
+    ----------
+    edge_energy : DataArray, any dims
+        Edge energies in eV. The calibration must use the same definition of the edge energy.
+    points : sequence of (float, float)
+        Two or more pairs of edge energy (eV) and oxidation state; more than two are fitted by least squares.
+    edge_energy_sigma : DataArray, optional
+        Standard errors in eV.
+
+    Returns
+    -------
+    Dataset, lazy where the input is
+        `oxidation_state`, NaN where the edge energy is, not limited to the range of the points; and
+        `oxidation_state_sigma` where errors are given, without the calibration's own.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two different calibration energies.
+    """
+    energy, state = np.asarray(points, dtype=float).reshape(-1, 2).T
+    if np.unique(energy).size < 2:
+        msg = f"points hold {np.unique(energy).size} different edge energies; need two or more (energy, state) pairs."
+        raise ValueError(msg)
+    centre = energy.mean()
+    slope, level = np.polyfit(energy - centre, state, 1)
+    attrs = {"units": "1", "long_name": "oxidation state", "calibration_energy": energy.tolist(),
+             "calibration_state": state.tolist(), "definition": edge_energy.attrs.get("definition", "not stated")}
+    out = {"oxidation_state": (level + slope * (edge_energy - centre)).assign_attrs(attrs)}
+    if edge_energy_sigma is not None:
+        words = {"units": "1", "long_name": "standard error of the oxidation state"}
+        out["oxidation_state_sigma"] = (abs(slope) * edge_energy_sigma).assign_attrs(words)
+    return xr.Dataset(out)
+
+
+def summarize_particles(maps: xr.DataArray, contour: xr.DataArray, *, shells: int = _SHELLS) -> xr.Dataset:
+    """Follow each particle's chemistry from scan to scan: mean, spread, radial profile, gradient and oxidised core.
+
+    Parameters
+    ----------
+    maps : DataArray, dims (particle, scan, y, x)
+        Edge energies (eV) or any other map; NaN pixels are left out.
+    contour : DataArray, dims (particle, y, x), bool
+        Outline of each particle.
+    shells : int
+        Number of shells of equal width between rim and centre.
+
+    Returns
+    -------
+    Dataset, lazy, dims (particle, scan)
+        `mean`, `median`, `std` (in the map's unit) and `count` of its fitted pixels; `profile` (..., shell) from rim to
+        centre; `gradient` and `gradient_sigma` (..., axis), the slope of the best plane per px; `core_offset`
+        (..., axis), px from the centre of the fitted pixels to that of their most oxidised quarter. NaN with fewer than
+        6 pixels.
+
+    Raises
+    ------
+    ValueError
+        If dims or sizes are not as above.
+    """
+    if maps.dims != ("particle", "scan", "y", "x"):
+        msg = f"maps has dims {maps.dims}; need ('particle', 'scan', 'y', 'x')."
+        raise ValueError(msg)
+    blocks = maps.chunk({"particle": 1, "scan": 1, "y": -1, "x": -1})
+    outline = outline_blocks(contour, blocks)
+    table = da.map_blocks(_summary_task, blocks.data, outline, shells=shells, drop_axis=(2, 3), new_axis=2,
+                          chunks=(*blocks.chunks[:2], (10 + shells,)), dtype=np.float64, meta=np.empty((0, 0, 0)))
+    unit, row = maps.attrs.get("units", "1"), ("particle", "scan")
+    name = maps.attrs.get("long_name", maps.name or "map")
+    out = xr.Dataset(coords={"axis": ["y", "x"], **{c: maps.coords[c] for c in row if c in maps.coords}})
+    for k, word in enumerate(("mean", "median", "std")):
+        out[word] = (row, table[:, :, k], {"units": unit, "long_name": f"{word} of the {name}"})
+    out["count"] = (row, table[:, :, 3], {"units": "1", "long_name": "pixels with a value"})
+    for k, (word, units, text) in enumerate((
+        ("gradient", f"{unit}/px", f"slope of the {name}"),
+        ("gradient_sigma", f"{unit}/px", f"standard error of the slope of the {name}"),
+        ("core_offset", "px", "offset of the most oxidised quarter from the particle's centre"),
+    )):
+        out[word] = ((*row, "axis"), table[:, :, 4 + 2 * k : 6 + 2 * k], {"units": units, "long_name": text})
+    out["profile"] = ((*row, "shell"), table[:, :, 10:], {
+        "units": unit, "long_name": f"mean {name} from rim to centre", "comment": "shells of equal width in depth"})
+    return out
+
+
+def _places(stack: xr.DataArray) -> dict[str, xr.DataArray]:
+    return {name: stack.coords[name] for name in ("particle", "y", "x") if name in stack.coords}
+
+
+def _reference_task(norm, *, energies, splines, limits, max_shift, block_id):
+    """One block (1, frames, y, x) -> (1, 1, maps, y, x)."""
+    energy = energies[block_id[1]]
+    use = (energy >= limits[0]) & (energy <= limits[1])
+    spectra = norm[0, use].reshape(use.sum(), -1).astype(np.float64)
+    good = np.isfinite(spectra).all(axis=0)
+    out = np.full((2 * len(splines) + 1 + (max_shift > 0), spectra.shape[1]), np.nan)
+    if good.any():
+        if max_shift > 0:
+            fit = combine_shifted(energy[use], spectra[:, good], splines, max_shift)
+        else:
+            fit = combine_references(spectra[:, good], np.stack([s(energy[use]) for s in splines], axis=1))
+        rows = [fit["weight"], fit["weight_sigma"], fit["rfactor"][None]]
+        out[:, good] = np.concatenate([*rows, fit["shift"][None]] if max_shift > 0 else rows)
+    return out.reshape(1, 1, len(out), *norm.shape[2:])
+
+
+def _summary_task(values, contour, *, shells):
+    """One block (1, 1, y, x) -> (1, 1, numbers)."""
+    n = particle_chemistry(values[0, 0], contour[0, 0], shells)
+    row = [n["mean"], n["median"], n["std"], n["count"], *n["gradient"], *n["gradient_sigma"], *n["core_offset"]]
+    return np.array([*row, *n["profile"]])[None, None]

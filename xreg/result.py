@@ -1,0 +1,81 @@
+"""Result stores: opening them lazily, whether their stacks were written or not, and saying what failed."""
+
+from pathlib import Path
+
+import xarray as xr
+
+from xreg import store
+from xreg.schema import FrameStatus
+from xreg.tasks import load_setup
+
+
+def open_result(path: str | Path) -> xr.Dataset:
+    """Open a result store lazily.
+
+    Parameters
+    ----------
+    path : path
+        What `xreg run` wrote.
+
+    Returns
+    -------
+    Dataset
+        The variables of `schema.RESULT`: tracks in memory, stacks and maps dask-backed in the store's chunks. For a run that stopped after the tracks,
+        `aligned` and the maps are built from the raw store and computed when asked for; one particle of one scan reads
+        that scan's frames only.
+
+    Raises
+    ------
+    ValueError
+        If there is no such store; for a lazy run also if the raw store has gone or has changed.
+    """
+    result = store.open_store(path)
+    tables = [name for name, array in result.variables.items() if not {"y", "x"} <= set(array.dims)]
+    result = result.assign({n: result[n].load() for n in tables if n in result.data_vars})
+    if result.attrs.get("lazy"):
+        result = _with_stacks(result, Path(path))
+    return result
+
+
+def open_raw_of(result: xr.Dataset) -> xr.Dataset | None:
+    """Frames that a result was made from, lazily, damaged ones as zeros; None where the raw store is not there."""
+    try:
+        origin = result.attrs["raw"]
+        raw = store.open_frames(origin["path"], block=origin["block"], forgiving=True)
+    except (KeyError, ValueError):
+        return None
+    raw = raw.isel(frame=slice(*origin["frames"]))
+    return raw.assign(frame_status=("frame", result["frame_status"].values))
+
+
+def failures(result: xr.Dataset) -> list[str]:
+    """What failed in a run: bad frames with their status, and tasks that could not be done, one line each."""
+    names = result.attrs.get("source_files", [])
+    lines = []
+    for number, status in zip(result["frame"].values.tolist(), result["frame_status"].values.tolist(), strict=True):
+        if status != FrameStatus.OK:
+            name = f" ({names[number]})" if number < len(names) else ""
+            lines.append(f"frame {number}{name}: {FrameStatus(status).name.lower()}")
+    return lines + list(result.attrs.get("failed_tasks", []))
+
+
+def _with_stacks(result: xr.Dataset, path: Path) -> xr.Dataset:
+    """Add `aligned` and the maps to the tracks, from the raw store, without computing anything."""
+    from xreg.align import align_stacks
+    from xreg.normalize import normalize_frames
+    from xreg.xanes import fit_edges
+
+    origin = result.attrs["raw"]
+    raw = open_raw_of(result)
+    if raw is None or store.fingerprint(origin["path"])["content"] != origin["content"]:
+        what = "is not there" if raw is None else "has changed"
+        msg = (f"{path} was made with --lazy, and its raw store {origin['path']} {what}; "
+               "put that back, or run again without --lazy.")
+        raise ValueError(msg)
+    normalized = normalize_frames(raw, load_setup(path).illumination)
+    half = (result.sizes["y"] - 1) // 2
+    aligned = align_stacks(normalized, result, half)["aligned"]
+    aligned = aligned.assign_coords(y=result["y"], x=result["x"], particle=result["particle"])
+    maps = fit_edges(aligned, result["contour"], **result.attrs["settings"]["fit"])
+    stacks = xr.Dataset({"aligned": aligned.drop_vars([c for c in ("scan", "axis") if c in aligned.coords])})
+    return result.assign({**stacks.data_vars, **{n: v.drop_vars("scan") for n, v in maps.data_vars.items()}})

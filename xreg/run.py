@@ -1,0 +1,364 @@
+"""The out-of-core driver: the whole chain over windows of blocks, with markers, so that a killed run can go on.
+
+Three passes go over the measurement. The first looks at every frame and keeps a table of its regions; linking, the one
+barrier, turns the tables of all frames into tracks; the second pass cuts the particles out of every frame; the third
+fits one particle in one scan at a time. Nothing but small tables is ever held for all frames at once.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from xreg import chunks, store
+from xreg.barrier import link_particles
+from xreg.journal import FOLDER, Journal
+from xreg.result import open_result
+from xreg.schema import ROIS, FrameStatus
+from xreg.tasks import ROI_GROUP, Job, Setup, key_of, perform, save_setup
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from xreg.workers import Pool
+
+#: Called with the name of a stage, the number of finished tasks and the number of all.
+Progress = Callable[[str, int, int], None]
+#: Attributes of a raw store that its result keeps.
+_KEPT = ("element", "edge", "pixel_size_nm", "pixel_size_energy_ev", "magnification", "simulation", "source_files")
+#: Packages whose versions are written into the result.
+_PACKAGES = ("xreg", "numpy", "scipy", "scikit-image", "torch", "dask", "zarr", "xarray")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the stages; whatever changes a result is here and is written into it.
+
+    `link` and `fit` are keyword arguments of `link_rois` and `fit_edges`; `detector` and `refiner` are weights that
+    `xreg train` wrote, None for those that came with xreg.
+    """
+
+    link: dict[str, Any] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    detector: str | None = None
+    refiner: str | None = None
+
+
+def register(
+    raw: str | Path, out: str | Path, *, lazy: bool = False, resume: bool = False,
+    scheduler: "str | Client | None" = None, workers: int | None = None, device: str = "auto",
+    frames: str | None = None, link: dict[str, Any] | None = None, fit: dict[str, Any] | None = None,
+    detector: str | Path | None = None, refiner: str | Path | None = None, progress: Progress | None = None,
+) -> xr.Dataset:
+    """Register all frames of a raw store and write the result store.
+
+    Work goes on under ``<out>.partial`` and gets its final name at the end. Every finished block leaves a marker there,
+    so that a run that was killed goes on with `resume`. Memory is that of one block of frames per worker, however long
+    the measurement. The answer is the same for every number of workers and every chunking of the raw store.
+
+    Parameters
+    ----------
+    raw : path or URL
+        Raw store.
+    out : path
+        Result store to write, on a disk that all workers share.
+    lazy : bool
+        Whether to stop after the tracks; `aligned` and the maps are then computed from the raw store when asked for.
+    resume : bool
+        Whether to go on with an interrupted run, or to try again the blocks that failed in a finished one.
+    scheduler : str or distributed.Client, optional
+        A running Dask cluster.
+    workers : int, optional
+        Processes of this machine to start; 0 or None for threads of this process. Processes are started anew, so that
+        a script needs ``if __name__ == "__main__":``.
+    device : str
+        "auto", "cpu" or "cuda", where the networks run.
+    frames : str, optional
+        "A:B" for frames A up to, not including, B, of which either may be missing. The result has just these frames,
+        scans and all, and its coordinate `frame` holds their numbers in the raw store.
+    link, fit : dict, optional
+        Settings of `link_rois` and `fit_edges`.
+    detector, refiner : path, optional
+        Weights to use instead of those that came with xreg.
+    progress : callable, optional
+        Called with (stage, tasks done, tasks in all).
+
+    Returns
+    -------
+    Dataset
+        The result as `open_result` gives it. `failures` lists what failed.
+
+    Raises
+    ------
+    ValueError
+        If the raw store cannot be registered, a result is there already, another run is writing it, there is nothing to
+        resume, or a run is to be resumed with another input or other settings. Nothing is created then.
+    OSError
+        If the disk is full, or the scheduler goes away; the run can be resumed.
+    """
+    settings = Settings(dict(link or {}), dict(fit or {}), *(str(w) if w else None for w in (detector, refiner)))
+    run = _Run.prepare(raw, out, settings, frames=frames, device=device, lazy=lazy)
+    if Path(out).exists() and not resume:
+        msg = f"{out} exists already; choose another name, delete it, or use --resume to try failed blocks again."
+        raise ValueError(msg)
+    from xreg.workers import open_pool
+
+    run.begin(resume)
+    with run.journal.lock():
+        try:
+            with open_pool(workers, scheduler) as pool:
+                run.go(pool, progress or (lambda *_: None))
+        except OSError as error:
+            if isinstance(error, ConnectionError) or error.errno is None:
+                raise
+            msg = f"{run.part} cannot be written ({error.strerror}); mend that and run again with --resume."
+            raise OSError(msg) from error
+        run.finish()
+    return open_result(out)
+
+
+# -- one run -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that has been found possible: what to do, on what, and where the result grows."""
+
+    raw: xr.Dataset
+    job: Job
+    out: Path
+    settings: Settings
+    plan: dict[str, Any]
+    first: int
+    lazy: bool
+
+    @classmethod
+    def prepare(cls, raw: str | Path, out: str | Path, settings: Settings, *, frames: str | None, device: str,
+                lazy: bool) -> "_Run":
+        """Check everything that can be checked before anything is created."""
+        from xreg.models.infer import choose_device
+        from xreg.models.weights import Weights, shipped
+        from xreg.normalize import check_raw
+        from xreg.xanes import edge_settings
+
+        choose_device(device)
+        if "://" in str(out):
+            msg = f"{out} is a URL; results are written to a disk that all workers share."
+            raise ValueError(msg)
+        whole = store.open_frames(raw)
+        first, stop = frame_range(frames, whole.sizes["frame"])
+        part = whole.isel(frame=slice(first, stop))
+        check_raw(part)
+        pictures = "counts" if "counts" in part else "optical_density"
+        block = whole[pictures].data.chunks[0][0]
+        weights = {"detector": Weights.of(settings.detector) if settings.detector else shipped("detector"),
+                   "refiner": Weights.of(settings.refiner) if settings.refiner else shipped("refiner")}
+        example = xr.DataArray(np.empty((0, 0, 0, 0), np.float32), attrs=part.attrs)
+        job = Job(raw=_absolute(raw), out=f"{Path(out).absolute()}.partial", pictures=pictures, first=first,
+                  n_frames=stop - first, block=min(block, stop - first), device=device, **weights,
+                  fit=edge_settings(example, **settings.fit))
+        plan = {"input": store.fingerprint(raw), "frames": [first, stop], "block": job.block, "device": device,
+                "settings": {"link": settings.link, "fit": asdict(job.fit)},
+                "weights": {name: w.sha256 for name, w in weights.items()}, "xreg": _version("xreg")}
+        return cls(part, job, Path(out), settings, store.to_plain(plan), first, lazy)
+
+    @property
+    def part(self) -> Path:
+        """Where the result grows until it is complete."""
+        return Path(self.job.out)
+
+    @property
+    def journal(self) -> Journal:
+        return self.job.journal
+
+    @property
+    def blocks(self) -> list[chunks.Block]:
+        return chunks.frame_blocks(self.job.n_frames, self.job.block)
+
+    def begin(self, resume: bool) -> None:
+        """Take up what an earlier run has left, or make a fresh start."""
+        if resume and self.out.exists() and not self.part.exists():
+            _compare_plans(Journal.of(self.out).plan(), self.plan)
+            os.replace(self.out, self.part)
+        if not self.part.exists():
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.part.mkdir()
+            except FileExistsError:
+                pass
+            else:
+                store.create_group(self.part)
+                store.create_group(self.part / FOLDER)
+                self.journal.write_plan(self.plan)
+                return
+        elif resume:
+            _compare_plans(self.journal.plan(), self.plan)
+            return
+        with self.journal.lock():
+            msg = f"{self.part} was left by a run that was interrupted; go on with --resume, or delete it."
+            raise ValueError(msg)
+
+    def go(self, pool: "Pool", progress: Progress) -> None:
+        """Do all passes; what is done already is checked and left."""
+        if self.journal.done("setup", "0") is None:
+            self._set_up()
+        if self._pass(pool, "observe", self.blocks, progress):
+            for later in ("link", "align", "fit"):
+                self.journal.forget(later)
+        if not self.journal.all_done("observe"):
+            reason = next(iter(self.journal.failed("observe").values()))
+            msg = f"not one block of frames could be worked through: {reason}"
+            raise ValueError(msg)
+        if self.journal.done("link", "0") is None:
+            progress("link", 0, 1)
+            link_particles(self.job, self.settings.link, lazy=self.lazy)
+            self.journal.mark("link", "0", {})
+        progress("link", 1, 1)
+        if self.lazy:
+            return
+        if self._pass(pool, "align", self.blocks, progress):
+            self.journal.forget("fit")
+        sizes = store.open_store(self.part).sizes
+        self._pass(pool, "fit", [(p, s) for p in range(sizes["particle"]) for s in range(sizes["scan"])], progress)
+
+    def _pass(self, pool: "Pool", stage: str, tasks: list, progress: Progress) -> bool:
+        """Have all tasks of a stage done; return whether anything had to be done."""
+        from xreg.workers import Lost
+
+        redone = False
+        progress(stage, 0, len(tasks))
+        for done, (task, outcome) in enumerate(pool.each(partial(perform, self.job, stage), tasks), start=1):
+            if isinstance(outcome, Lost):
+                self._refuse_to_go_on(outcome.error)
+                self.journal.fail(stage, key_of(task), f"{type(outcome.error).__name__}: {outcome.error}")
+            else:
+                redone = redone or outcome.get("redone", False)
+            progress(stage, done, len(tasks))
+        return redone
+
+    @staticmethod
+    def _refuse_to_go_on(error: BaseException) -> None:
+        """Raise what no other block would fare better with; a task whose workers died is a failed block."""
+        from distributed import KilledWorker
+
+        if not isinstance(error, KilledWorker):
+            raise error
+
+    def _set_up(self) -> None:
+        """Survey the measurement, create the table of regions."""
+        from xreg.normalize import survey
+        from xreg.refine import empty_rois
+
+        # The whole measurement is surveyed, so that a part of it gives what it gives within the whole.
+        looked = survey(store.open_frames(self.job.raw, block=1, forgiving=True))
+        if looked.choice is not None:
+            recipe = looked.choice.recipe[self.first : self.first + self.job.n_frames]
+            looked = replace(looked, choice=replace(looked.choice, recipe=recipe))
+        n, block = self.job.n_frames, self.job.block
+        status = self.raw["frame_status"].values if "frame_status" in self.raw else np.zeros(n, np.int8)
+        timed = "exposure" in self.raw and "flat_exposure" in self.raw
+        times = [self.raw[name].values if timed else None for name in ("exposure", "flat_exposure")]
+        save_setup(self.part, Setup(looked, status, *times))
+        empty = empty_rois(1)
+        specs = {name: store.Spec(ROIS[name].dims, (n, *empty[name].shape[1:]), empty[name].dtype,
+                                  (block, *empty[name].shape[1:]), attrs=ROIS[name].attrs,
+                                  fill=np.nan if name == "roi_position" else 0) for name in ROIS}
+        specs |= {
+            "noise": store.Spec(("frame",), (n,), np.float32, (block,), fill=np.nan),
+            "background": store.Spec(("frame", "coefficient"), (n, 3), np.float32, (block, 3), fill=np.nan),
+            "frame_status": store.Spec(("frame",), (n,), np.int8, (block,), fill=int(FrameStatus.FAILED)),
+        }
+        store.create_group(self.part / ROI_GROUP)
+        store.create_arrays(self.part / ROI_GROUP, specs)
+        store.write_tables(self.part / ROI_GROUP, self._coordinates().rename(frame_scan="scan"))
+        self.journal.mark("setup", "0", {})
+
+    def _coordinates(self) -> xr.Dataset:
+        """Energy, scan and time of every frame, and its number in the raw store."""
+        kept = {k: self.raw.attrs[k] for k in _KEPT if k in self.raw.attrs}
+        names = {"energy": "energy", "scan": "frame_scan", "time": "time"}
+        coords = {new: ("frame", self.raw[old].values, self.raw[old].attrs)
+                  for old, new in names.items() if old in self.raw.coords}
+        coords["frame"] = ("frame", np.arange(self.first, self.first + self.job.n_frames),
+                           {"long_name": "number of the frame in the raw store"})
+        return xr.Dataset(coords=coords, attrs={"magnification": "constant", **kept,
+                                                "frame_shape": list(self.raw[self.job.pictures].shape[1:])})
+
+    def finish(self) -> None:
+        """Write the run's record into the result and give it its name."""
+        failed = {stage: self.journal.failed(stage) for stage in ("observe", "align", "fit")}
+        tables = store.open_store(self.part)
+        status = tables["frame_status"].values.copy()
+        for stage in ("observe", "align"):
+            for key in failed[stage]:
+                status[self.blocks[int(key)].region] = FrameStatus.FAILED
+        attrs = {
+            "failed_tasks": [f"{stage} {key}: {why}" for stage, tasks in failed.items() for key, why in tasks.items()],
+            "raw": {"path": self.job.raw, "frames": self.plan["frames"], "block": self.job.block, **self.plan["input"]},
+            "settings": self.plan["settings"], "weights": self.plan["weights"],
+            "versions": {name: _version(name) for name in _PACKAGES},
+        }
+        record = xr.Dataset({"frame_status": ("frame", status, tables["frame_status"].attrs)},
+                            attrs={**tables.attrs, **attrs})
+        store.write_tables(self.part, record)
+        os.replace(self.part, self.out)
+
+
+def frame_range(frames: str | None, n_frames: int) -> tuple[int, int]:
+    """First frame and the one after the last that "A:B" means.
+
+    Raises
+    ------
+    ValueError
+        If the text is not "A:B" with whole numbers, or no frame lies between them.
+    """
+    parts = (frames or ":").split(":")
+    try:
+        first, stop = (int(text) if text.strip() else default
+                       for text, default in zip(parts, (0, n_frames), strict=True))
+    except ValueError:
+        msg = f"frames is {frames!r}; need A:B, two whole numbers of which either may be missing, such as 0:143."
+        raise ValueError(msg) from None
+    if not 0 <= first < stop <= n_frames:
+        msg = f"frames is {frames!r}, but the raw store has frames 0 to {n_frames - 1}; need 0 <= A < B <= {n_frames}."
+        raise ValueError(msg)
+    return first, stop
+
+
+def _compare_plans(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to go on with a run whose result would no longer be one of these inputs, settings and weights."""
+    words = {"input": "the raw store", "frames": "the choice of frames", "settings": "settings", "weights": "weights",
+             "device": "the device", "xreg": "the version of xreg", "block": "the block length"}
+    for name, what in words.items():
+        if old.get(name) != new[name]:
+            detail = _difference(old.get(name), new[name])
+            msg = (f"the interrupted run cannot be resumed: {what} changed since ({detail}). "
+                   "Restore that, or delete the interrupted run and start anew.")
+            raise ValueError(msg)
+
+
+def _difference(old: Any, new: Any, name: str = "") -> str:
+    """First place where two plans differ, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(k for k in sorted({*old, *new}) if old.get(k) != new.get(k))
+        return _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
+    shown = [str(v)[:12] + "..." if len(str(v)) > 40 else str(v) for v in (old, new)]
+    return f"{name} was {shown[0]}, is {shown[1]}".strip()
+
+
+def _absolute(path: str | Path) -> str:
+    """The path as workers with another working folder need it; URLs as they are."""
+    return str(path) if "://" in str(path) else str(Path(path).absolute())
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,66 @@
+"""Registered stacks cut into their scans: one chunk holds one particle in one scan, however the input was chunked."""
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from xreg.kernels.preedge import to_electronvolts
+
+
+def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], np.ndarray]:
+    """Sort the frames of a stack by scan and let one chunk hold one particle in one scan.
+
+    Parameters
+    ----------
+    stack : DataArray, dims (particle, frame, y, x)
+        With coordinates `energy` (eV; keV is converted with a warning) and `scan` on `frame`.
+
+    Returns
+    -------
+    stack : DataArray
+        Dask-backed; frames are reordered only where scans are interleaved.
+    energies : tuple of ndarray
+        Energies (eV) of each scan's frames.
+    scans : ndarray
+        The scans' numbers, ascending.
+
+    Raises
+    ------
+    ValueError
+        If the dims are others, a coordinate is missing, or an energy is not a positive number.
+    """
+    if stack.dims != ("particle", "frame", "y", "x"):
+        msg = f"the stack has dims {stack.dims}; need ('particle', 'frame', 'y', 'x')."
+        raise ValueError(msg)
+    for name in ("energy", "scan"):
+        if name not in stack.coords or stack.coords[name].dims != ("frame",):
+            msg = (f"the stack has no coordinate {name} on its frames; add it with "
+                   f'stack.assign_coords({name}=("frame", values)).')
+            raise ValueError(msg)
+    # The two small coordinates decide the graph's shape; `chunk` and `open_zarr` make even them lazy, so they are read
+    # here, in this thread. Nothing else is.
+    energy, scan = (stack.coords[name].compute(scheduler="synchronous").values for name in ("energy", "scan"))
+    energy = to_electronvolts(energy)
+    order = np.argsort(scan, kind="stable")
+    if np.any(order[1:] < order[:-1]):
+        stack, energy, scan = stack.isel(frame=order), energy[order], scan[order]
+    scans, counts = np.unique(scan, return_counts=True)
+    stack = stack.assign_coords(energy=("frame", energy), scan=("frame", scan))
+    stack = stack.chunk({"particle": 1, "frame": tuple(counts.tolist()), "y": -1, "x": -1})
+    return stack, tuple(np.split(energy, np.cumsum(counts)[:-1])), scans
+
+
+def outline_blocks(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
+    """Outlines as a dask array (particle, 1, y, x), bool, in chunks of one particle, which fit those of `by_scan`.
+
+    Raises
+    ------
+    ValueError
+        If `contour` has not the dims (particle, y, x) and the sizes of `stack`.
+    """
+    wanted = tuple(stack.sizes[d] for d in ("particle", "y", "x"))
+    if contour.dims != ("particle", "y", "x") or contour.shape != wanted:
+        msg = (f"contour has dims {contour.dims} and shape {contour.shape}; need ('particle', 'y', 'x') and {wanted}, "
+               f"as the stack has.")
+        raise ValueError(msg)
+    return contour.astype(bool).chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]
