@@ -6,21 +6,21 @@ import pytest
 
 from xreg import baselines
 
-#: What each method reaches (px, RMS) on a clean scene; ORB finds whole pixels, phase correlation hates smooth scenes.
+#: What each method reaches (px, RMS) on a clean scene; ORB finds whole pixels only.
 CLEAN = {
-    "absolute-template": 0.15, "relative-template": 0.15, "phase-correlation": 0.6,
-    "normalised-cross-correlation": 0.05, "squared-difference": 0.05, "mutual-information": 0.15, "sift": 0.1,
-    "orb": 0.6, "optical-flow-tvl1": 0.1, "optical-flow-ilk": 0.1, "stackreg": 0.05,
-    "variation-of-difference": 0.15,
+    "absolute-template": 0.03, "relative-template": 0.03, "phase-correlation": 0.1,
+    "normalised-cross-correlation": 0.06, "squared-difference": 0.06, "mutual-information": 0.15, "sift": 0.06,
+    "orb": 0.4, "optical-flow-tvl1": 0.05, "optical-flow-ilk": 0.05, "stackreg": 0.03,
+    "variation-of-difference": 0.1,
 }
 #: Methods that do not mind a change of contrast and offset.
 CONTRAST_BLIND = ("absolute-template", "normalised-cross-correlation", "mutual-information", "sift")
 
 
-def scene(frames=4, contrast=1.0, noise=0.01, shape=(80, 84), seed=0):
+def scene(frames=4, contrast=1.0, noise=0.01, shape=(80, 84), seed=0, size=(2, 5)):
     """Smooth blobs, drawn analytically at known shifts; contrast and offset change over the series."""
     rng = np.random.default_rng(seed)
-    centre, size = rng.uniform(22, 60, (14, 2)), rng.uniform(2, 5, 14)
+    centre, size = rng.uniform(22, 60, (14, 2)), rng.uniform(*size, 14)
     height = rng.uniform(0.1, 0.5, 14)
     shift = np.concatenate([[[0, 0]], np.cumsum(rng.uniform(-1.5, 1.5, (frames - 1, 2)), axis=0)])
     y, x = np.mgrid[: shape[0], : shape[1]]
@@ -49,7 +49,8 @@ def test_every_method_has_a_tolerance():
 @pytest.mark.parametrize("method", CLEAN)
 def test_planted_shifts_come_back(method):
     need(method)
-    stack, shift = scene()
+    # Phase correlation weighs all frequencies alike, and in a smooth scene most of them hold only noise.
+    stack, shift = scene(size=(0.7, 1.2)) if method == "phase-correlation" else scene()
     found = baselines.register(stack, method)
     assert found.shape == shift.shape
     assert (found[0] == 0).all()
@@ -71,7 +72,7 @@ def test_reference_can_be_chosen():
     stack, shift = scene()
     for reference in ("first", "previous"):
         found = baselines.register(stack, "normalised-cross-correlation", reference)
-        assert rms(found - shift) < 0.05
+        assert rms(found - shift) < 0.06
 
 
 @pytest.mark.parametrize("method", CLEAN)

@@ -143,6 +143,7 @@ def test_some_frames_of_the_truth(pair):
     found = evaluate(some, truth.assign_coords(frame=number))
     assert found.frames == 24
     assert found.position_rms == pytest.approx(0.07, rel=0.2)
+    assert evaluate(some, truth) == found
 
 
 def test_errors_say_what_to_do(pair):

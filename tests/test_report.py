@@ -35,8 +35,18 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
+def as_counts(raw):
+    """The same frames as detector counts with one open-beam exposure."""
+    density = raw["optical_density"]
+    counts = (2000 * np.exp(-density)).astype(np.uint16).chunk(frame=8, y=-1, x=-1)
+    flats = np.full((1, *density.shape[1:]), 2000, np.uint16)
+    return raw.drop_vars("optical_density").assign(counts=counts, flats=(("flat", "y", "x"), flats),
+                                                   flat_energy=("flat", [8333.0]))
+
+
 def test_whole_page(data, tmp_path):
     raw, result, truth = data
+    raw = as_counts(raw)
     page = Page(write_report(result, tmp_path / "new" / "report.html", raw=raw, truth=truth))
     assert page.open == []
     assert len(page.images) == 10
@@ -53,7 +63,7 @@ def test_settings_are_shown_and_escaped(data, tmp_path):
     _, result, _ = data
     result = result[["position"]].assign_attrs(
         element="<script>alert(1)</script>", settings='{"link": {"max_gap": 10}}', weights={"detect": "ab12 & cd"},
-        notes="{not json",
+        notes="{not json", files="x" * 900,
     )
     path = write_report(result, tmp_path / "report.html")
     page = Page(path)
@@ -61,6 +71,7 @@ def test_settings_are_shown_and_escaped(data, tmp_path):
     assert "settings.link.max_gap" in page.text
     assert "ab12 & cd" in page.text
     assert "{not json" in page.text
+    assert f"{'x' * 400} ... (900 characters)" in page.text
 
 
 def test_bad_frames_are_listed(data, tmp_path):
@@ -68,10 +79,13 @@ def test_bad_frames_are_listed(data, tmp_path):
     result = result[["position", "frame_status"]].copy(deep=True)
     result["frame_status"][[3, 4, 5, 9]] = 2
     result["frame_status"][7] = 99
+    result.attrs["failed_tasks"] = ["observe 3: <disk> full"]
     page = Page(write_report(result, tmp_path / "report.html"))
     assert "blurred" in page.text
     assert "3-5, 9" in page.text
     assert "status 99" in page.text
+    assert "1 task failed:" in page.text
+    assert "observe 3: <disk> full" in page.text
 
 
 def test_missing_variables_and_frames_are_said(data, tmp_path):

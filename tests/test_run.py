@@ -1,12 +1,7 @@
-"""The driver, on a tiny measurement. Networks are replaced by thresholds here, but for the tests with processes."""
+"""The driver, on a tiny measurement, in threads of this process, with thresholds in place of networks."""
 
 import errno
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import dask
 import numpy as np
@@ -24,51 +19,428 @@ from xreg.synthetic import PhantomConfig, ni_energies
 TINY = {"shape": (128, 128), "n_scans": 2, "energies": tuple(ni_energies(24)), "n_particles": 2, "radius": (14.0, 20.0),
         "touching": 0, "flats_per_energy": 1, "n_darks": 2, "deformation": 2.0}
 FRAMES, BLOCK = 48, 12
+STACKS = ("aligned", "contour", "edge_energy", "edge_energy_sigma", "edge_step", "whiteline_energy", "fit_status")
+
+
+def particle_map(density, _weights, _device):
+    return np.clip(ndimage.gaussian_filter(np.nan_to_num(density), 2) / 0.25, 0, 1).astype(np.float32)
+
+
+def soft_contours(pictures, _weights, _device):
+    return (1 / (1 + np.exp(-(pictures[:, 0] - 0.5) * 12))).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thresholds():
+    """Networks that need no weights, and blocks of 12 frames."""
+    from xreg.models import weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xreg.chunks.BLOCK_FRAMES", BLOCK)
+        patch.setattr("xreg.models.infer.particle_map", particle_map)
+        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
+        patch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "0" * 64))
+        yield
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory):
-    place = tmp_path_factory.mktemp("measured")
-    record.simulate(PhantomConfig(**TINY), place / "raw.zarr", place / "truth.zarr")
-    rechunked(place / "raw.zarr", place / "blocks.zarr", shards=BLOCK)
-    return place / "blocks.zarr"
-
-
-@pytest.fixture(autouse=True)
-def thresholds(monkeypatch, request):
-    """Networks that need no weights; the choice of blocks of 12 frames."""
-    monkeypatch.setattr("xreg.chunks.BLOCK_FRAMES", BLOCK)
-    if "processes" in request.keywords:
-        return
-    from xreg.models import weights
-
-    def particle_map(density, _weights, _device):
-        return np.clip(ndimage.gaussian_filter(np.nan_to_num(density), 2) / 0.25, 0, 1).astype(np.float32)
-
-    def soft_contours(pictures, _weights, _device):
-        return (1 / (1 + np.exp(-(pictures[:, 0] - 0.5) * 12))).astype(np.float32)
-
-    monkeypatch.setattr("xreg.models.infer.particle_map", particle_map)
-    monkeypatch.setattr("xreg.models.infer.soft_contours", soft_contours)
-    monkeypatch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "0" * 64))
+def raw(thresholds, tmp_path_factory):
+    place = tmp_path_factory.mktemp("measured") / "raw.zarr"
+    record.simulate(PhantomConfig(**TINY), place)
+    return place
 
 
 @pytest.fixture(scope="module")
 def whole(raw, tmp_path_factory):
     """The result of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole") / "out.zarr"
-    with pytest.MonkeyPatch.context() as patch:
-        thresholds.__wrapped__(patch, type("R", (), {"keywords": ()})) if hasattr(thresholds, "__wrapped__") else None
-        run.register(raw, out)
+    run.register(raw, out)
     return out
 
 
-def rechunked(source, target, *, chunk=1, shards=None):
+@pytest.fixture
+def own_raw(raw, tmp_path):
+    """A copy of the raw store that a test may spoil."""
+    return shutil.copytree(raw, tmp_path / "raw.zarr")
+
+
+def rechunked(source, target, chunk, shard=None):
     """Copy a raw store with other chunks of its pictures."""
-    with xr.open_zarr(source, consolidated=False, chunks=None) as ds:
+    with xr.open_zarr(source, consolidated=False, chunks=None, mask_and_scale=False) as ds:
         ds = ds.load().drop_encoding()
-    encoding = {n: {"chunks": (min(chunk, len(ds[n])), *ds[n].shape[1:])} for n in store.PICTURES if n in ds}
-    if shards:
-        for name, layout in encoding.items():
-            layout["shards"] = (min(shards, len(ds[name])), *ds[name].shape[1:])
+    encoding = {}
+    for name in store.PICTURES:
+        if name in ds:
+            encoding[name] = {"chunks": (min(chunk, len(ds[name])), *ds[name].shape[1:])}
+            if shard:
+                encoding[name]["shards"] = (shard, *ds[name].shape[1:])
     ds.to_zarr(target, consolidated=False, zarr_format=3, encoding=encoding)
+    return target
+
+
+def assert_same(one, other, names=None):
+    """All variables of two results have the same bits."""
+    one, other = open_result(one), open_result(other)
+    assert set(one.variables) == set(other.variables)
+    for name in names or one.variables:
+        np.testing.assert_array_equal(one[name].values, other[name].values, err_msg=str(name), strict=True)
+
+
+def flip_a_bit(place):
+    data = bytearray(place.read_bytes())
+    data[len(data) // 3] ^= 4
+    place.write_bytes(data)
+
+
+# -- the result ---------------------------------------------------------------------------------------------------
+
+
+def test_the_result_is_the_contract(whole, raw):
+    ds = open_result(whole)
+    names = set(schema.RESULT) - {"position_sigma"} | set(schema.RESULT) & set(ds)
+    schema.validate(ds, schema.RESULT, *names)
+    assert ds.sizes["particle"] == 2
+    assert ds.sizes["frame"] == FRAMES
+    assert np.isfinite(ds.position).all()
+    for name in ("energy", "frame_scan", "time"):
+        assert name in ds.coords
+    for name in schema.RESULT:
+        if name in ds:
+            assert {"units", "long_name"} <= set(ds[name].attrs), name
+    assert ds.attrs["raw"]["path"] == str(raw)
+    assert ds.attrs["weights"] == {"detector": "0" * 64, "refiner": "0" * 64}
+    assert ds.attrs["settings"]["fit"]["e0"] == 8333.0
+    assert ds.edge_energy.attrs["definition"] == "half_step"
+    assert failures(ds) == []
+    assert not whole.with_name("out.zarr.partial").exists()
+
+
+def test_plain_xarray_reads_the_result(whole):
+    ds = xr.open_zarr(whole, consolidated=False)
+    assert ds.aligned.encoding["chunks"] == (1, BLOCK, ds.sizes["y"], ds.sizes["x"])
+    assert ds.edge_energy.encoding["chunks"][:2] == (1, 1)
+
+
+@pytest.mark.parametrize(("chunk", "shard"), [(1, None), (5, None), (48, None), (7, 14)])
+def test_the_answer_does_not_depend_on_the_chunks_of_the_raw_store(raw, whole, tmp_path, monkeypatch, chunk, shard):
+    monkeypatch.setattr("xreg.chunks.BLOCK_FRAMES", {1: 5, 5: 7, 48: 3, 7: 48}[chunk])
+    other = rechunked(raw, tmp_path / "raw.zarr", chunk, shard)
+    run.register(other, tmp_path / "out.zarr")
+    assert_same(whole, tmp_path / "out.zarr")
+
+
+def test_a_part_of_the_frames_gives_what_it_gives_within_the_whole(raw, whole, tmp_path):
+    part = run.register(raw, tmp_path / "out.zarr", frames="24:")
+    np.testing.assert_array_equal(part.frame, np.arange(24, 48))
+    np.testing.assert_array_equal(part.scan, [1])
+    regions, all_regions = (store.open_store(p / "rois") for p in (tmp_path / "out.zarr", whole))
+    for name in schema.ROIS:
+        np.testing.assert_array_equal(regions[name], all_regions[name][24:])
+    np.testing.assert_array_equal(open_raw_of(part).counts[0], store.open_frames(raw).counts[24])
+
+
+@pytest.mark.parametrize(("frames", "wanted"), [(None, (0, 9)), (":", (0, 9)), ("2:", (2, 9)), (" 2 : 5", (2, 5))])
+def test_frame_range(frames, wanted):
+    assert run.frame_range(frames, 9) == wanted
+
+
+@pytest.mark.parametrize(("frames", "words"), [
+    ("3", "need A:B, two whole numbers"), ("a:b", "need A:B"), ("1:2:3", "need A:B"), ("5:5", "need 0 <= A < B <= 9"),
+    ("0:10", "the raw store has frames 0 to 8"), ("-3:", "need 0 <= A < B"),
+])
+def test_impossible_frames_are_refused(frames, words):
+    with pytest.raises(ValueError, match=words):
+        run.frame_range(frames, 9)
+
+
+def test_nothing_to_find_is_a_valid_empty_result(own_raw, tmp_path):
+    group = zarr.open_group(own_raw)
+    group["counts"][:] = np.random.default_rng(0).poisson(3000, group["counts"].shape)
+    group["flats"][:] = np.random.default_rng(1).poisson(1800, group["flats"].shape)
+    ds = run.register(own_raw, tmp_path / "out.zarr")
+    assert ds.sizes["particle"] == 0
+    assert ds.aligned.shape[:2] == (0, FRAMES)
+    assert failures(ds) == []
+    lazy = run.register(own_raw, tmp_path / "lazy.zarr", lazy=True)
+    assert lazy.edge_energy.compute().shape == ds.edge_energy.shape
+
+
+# -- the lazy face --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def lazy(raw, tmp_path_factory):
+    out = tmp_path_factory.mktemp("lazy") / "out.zarr"
+    run.register(raw, out, lazy=True)
+    return out
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Keys of all chunks that are read."""
+    keys = set()
+    original = zarr.storage.LocalStore.get
+
+    async def get(self, key, *args, **kwargs):
+        if "/c/" in key:
+            keys.add(f"{self.root.name}/{key}")
+        return await original(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", get)
+    return keys
+
+
+def test_a_lazy_run_gives_the_same_without_storing_it(whole, lazy):
+    assert "aligned" not in store.open_store(lazy)
+    assert_same(whole, lazy)
+    one, other = open_result(whole), open_result(lazy)
+    for name in STACKS:
+        assert one[name].attrs == other[name].attrs, name
+        assert one[name].dims == other[name].dims
+
+
+def test_opening_computes_nothing(whole, lazy, no_compute):
+    for place in (whole, lazy):
+        ds = open_result(place)
+        for name in STACKS:
+            if name != "contour" or place == whole:
+                assert dask.is_dask_collection(ds[name].data), name
+
+
+def test_one_particle_of_one_scan_of_a_written_result_reads_its_chunks_only(whole, reads):
+    ds = open_result(whole)
+    reads.clear()
+    ds.aligned.isel(particle=1, frame=np.flatnonzero(ds.frame_scan == 1)).compute(scheduler="synchronous")
+    assert reads == {"out.zarr/aligned/c/1/2/0/0", "out.zarr/aligned/c/1/3/0/0"}
+    reads.clear()
+    ds.edge_energy.isel(particle=1, scan=1).compute(scheduler="synchronous")
+    assert reads == {"out.zarr/edge_energy/c/1/1/0/0"}
+
+
+def test_one_particle_of_one_scan_of_a_lazy_result_reads_the_scans_frames_only(lazy, reads):
+    ds = open_result(lazy)
+    reads.clear()
+    ds.edge_energy.isel(particle=1, scan=1).compute(scheduler="synchronous")
+    frames = {key for key in reads if "/counts/" in key}
+    assert frames == {f"raw.zarr/counts/c/{k}/0/0" for k in (2, 3)}
+    assert {key for key in reads if "/flats/" in key} == {f"raw.zarr/flats/c/{k}/0/0" for k in (2, 3)}
+
+
+def test_a_lazy_result_needs_its_raw_store(own_raw, tmp_path):
+    run.register(own_raw, tmp_path / "out.zarr", lazy=True)
+    zarr.open_group(own_raw)["counts"][0] = 7
+    with pytest.raises(ValueError, match=r"made with --lazy, and its raw store .* has changed; put that back"):
+        open_result(tmp_path / "out.zarr")
+    shutil.rmtree(own_raw)
+    with pytest.raises(ValueError, match="is not there; put that back"):
+        open_result(tmp_path / "out.zarr")
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_into_the_same_place_is_refused(raw, whole):
+    with pytest.raises(ValueError, match=r"out.zarr exists already; choose another name"):
+        run.register(raw, whole)
+
+
+def test_a_run_that_another_one_is_writing_is_refused(raw, tmp_path):
+    part = tmp_path / "out.zarr.partial"
+    store.create_group(part / "run")
+    with Journal.of(part).lock(), pytest.raises(ValueError, match="another run is writing"):
+        run.register(raw, tmp_path / "out.zarr")
+    with pytest.raises(ValueError, match="was left by a run that was interrupted; go on with --resume"):
+        run.register(raw, tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ({"energy": np.full(FRAMES, 8.3)}, "looks like keV"),
+    ({"energy": None}, "energy is missing"),
+    ({"flat_energy": None}, "flat_energy is missing"),
+    ({"flats": None}, "flats is missing"),
+])
+def test_bad_input_is_refused_before_anything_is_created(own_raw, tmp_path, change, words):
+    group = zarr.open_group(own_raw)
+    for name, values in change.items():
+        if values is None:
+            del group[name]
+        else:
+            group[name][:] = values
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=words):
+        run.register(own_raw, tmp_path / "out.zarr")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"device": "tpu"}, "device is 'tpu'; need one of"),
+    ({"fit": {"colour": 1}}, "fit settings have no colour"),
+    ({"frames": "7"}, "need A:B"),
+    ({"detector": "nothing.safetensors"}, "there are no weights at nothing.safetensors"),
+    ({"workers": -1}, "workers is -1"),
+])
+def test_bad_options_are_refused(raw, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        run.register(raw, tmp_path / "out.zarr", **options)
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_a_url_is_no_place_for_a_result(raw):
+    with pytest.raises(ValueError, match="is a URL; results are written to a disk"):
+        run.register(raw, "s3://bucket/out.zarr")
+
+
+# -- faults and going on --------------------------------------------------------------------------------------------------
+
+
+class Power(BaseException):
+    """As if the plug were pulled: nothing may catch it."""
+
+
+@pytest.fixture
+def executions(monkeypatch):
+    """How often each piece of work is done; work listed in `fail` raises instead."""
+
+    class Record(list):
+        fail: dict = {}
+
+    done = Record()
+    originals = dict(tasks._WORK)
+
+    def wrap(stage):
+        def work(job, task):
+            key = (stage, tasks.key_of(task))
+            if key in done.fail:
+                raise done.fail[key]
+            done.append(key)
+            yield from originals[stage](job, task)
+
+        return work
+
+    for stage in originals:
+        monkeypatch.setitem(tasks._WORK, stage, wrap(stage))
+    done.fail = {}
+    return done
+
+
+@pytest.mark.parametrize("key", [("observe", "0"), ("observe", "3"), ("align", "2"), ("fit", "1-0")])
+def test_an_interrupted_run_goes_on_and_redoes_nothing(raw, whole, tmp_path, executions, monkeypatch, key):
+    out = tmp_path / "out.zarr"
+    executions.fail = {key: Power()}
+    with pytest.raises(BaseException, match="") as caught:
+        run.register(raw, out)
+    assert not isinstance(caught.value, AssertionError)
+    assert not out.exists()
+    executions.fail = {}
+    run.register(raw, out, resume=True)
+    assert len(executions) == len(set(executions))
+    assert_same(whole, out)
+
+
+def test_data_that_went_missing_behind_a_marker_are_made_again(raw, whole, tmp_path, executions):
+    out = tmp_path / "out.zarr"
+    executions.fail = {("fit", "0-0"): KeyboardInterrupt()}
+    with pytest.raises(BaseException):  # noqa: B017, PT011
+        run.register(raw, out)
+    part = tmp_path / "out.zarr.partial"
+    flip_a_bit(part / "aligned/c/0/1/0/0")
+    (part / "rois/roi_contour/c/2/0/0/0").unlink()
+    executions.fail = {}
+    executions.clear()
+    run.register(raw, out, resume=True)
+    assert executions.count(("observe", "2")) == 1
+    assert ("observe", "0") not in executions
+    assert_same(whole, out)
+
+
+def test_a_poison_block_is_recorded_and_the_run_goes_on(raw, whole, tmp_path, executions):
+    out = tmp_path / "out.zarr"
+    executions.fail = {("observe", "1"): ValueError("poison"), ("fit", "1-1"): ZeroDivisionError("bad luck")}
+    ds = run.register(raw, out)
+    assert (ds.frame_status[12:24] == FrameStatus.FAILED).all()
+    assert np.isnan(ds.position[:, 12:24]).all()
+    assert np.isnan(ds.aligned[:, 12:24]).all()
+    lines = failures(ds)
+    assert "frame 12: failed" in lines
+    assert "observe 1: ValueError: poison" in lines
+    assert "fit 1-1: ZeroDivisionError: bad luck" in lines
+    executions.fail = {}
+    healed = run.register(raw, out, resume=True)
+    assert failures(healed) == []
+    assert_same(whole, out)
+
+
+def test_a_mistake_of_the_program_stops_the_run(raw, tmp_path, executions):
+    executions.fail = {("align", "1"): TypeError("a bug")}
+    with pytest.raises(TypeError, match="a bug"):
+        run.register(raw, tmp_path / "out.zarr")
+
+
+def test_a_full_disk_stops_the_run_with_a_sentence(raw, whole, tmp_path, executions):
+    executions.fail = {("align", "2"): OSError(errno.ENOSPC, "No space left on device")}
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\); .* --resume"):
+        run.register(raw, tmp_path / "out.zarr")
+    executions.fail = {}
+    run.register(raw, tmp_path / "out.zarr", resume=True)
+    assert_same(whole, tmp_path / "out.zarr")
+
+
+def test_damaged_frames_and_flats_are_named_and_the_others_used(own_raw, whole, tmp_path):
+    place = own_raw / "counts/c/1/0/0"
+    data = bytearray(place.read_bytes())
+    data[5000] ^= 4
+    place.write_bytes(data)
+    ds = run.register(own_raw, tmp_path / "out.zarr")
+    bad = np.flatnonzero(ds.frame_status)
+    assert len(bad) == 1
+    assert 12 <= bad[0] < 24
+    assert failures(ds) == [f"frame {bad[0]}: corrupt"]
+    good = np.delete(np.arange(FRAMES), bad)
+    np.testing.assert_allclose(ds.position[:, good], open_result(whole).position[:, good], atol=0.02)
+
+
+def test_not_one_readable_block_is_an_error(own_raw, tmp_path, executions):
+    executions.fail = {("observe", str(k)): ValueError("rubbish") for k in range(FRAMES)}
+    with pytest.raises(ValueError, match="not one block of frames could be worked through: ValueError: rubbish"):
+        run.register(own_raw, tmp_path / "out.zarr")
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"link": {"max_gap": 3}}, r"settings changed since \(link.max_gap was None, is 3\)"),
+    ({"fit": {"nnorm": 1}}, "settings changed since"),
+    ({"frames": "0:24"}, "the choice of frames changed"),
+    ({"device": "cpu"}, r"the device changed since \(was auto, is cpu\)"),
+])
+def test_a_resume_with_other_settings_is_refused(raw, tmp_path, executions, options, words):
+    executions.fail = {("align", "0"): TypeError("stop")}
+    with pytest.raises(TypeError):
+        run.register(raw, tmp_path / "out.zarr")
+    with pytest.raises(ValueError, match=words):
+        run.register(raw, tmp_path / "out.zarr", resume=True, **options)
+
+
+def test_a_resume_with_another_input_or_other_weights_is_refused(own_raw, tmp_path, executions, monkeypatch):
+    from xreg.models import weights
+
+    executions.fail = {("align", "0"): TypeError("stop")}
+    with pytest.raises(TypeError):
+        run.register(own_raw, tmp_path / "out.zarr")
+    with monkeypatch.context() as patch:
+        patch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "1" * 64))
+        with pytest.raises(ValueError, match=r"weights changed since \(detector was 000000000000..., is 1111"):
+            run.register(own_raw, tmp_path / "out.zarr", resume=True)
+    zarr.open_group(own_raw)["counts"][5] = 8
+    with pytest.raises(ValueError, match="cannot be resumed: the raw store changed since"):
+        run.register(own_raw, tmp_path / "out.zarr", resume=True)
+
+
+def test_resuming_what_is_complete_does_nothing(raw, whole, executions):
+    run.register(raw, whole, resume=True)
+    assert executions == []
+
+
+def test_there_must_be_something_to_resume(raw, tmp_path):
+    run.register(raw, tmp_path / "new.zarr", resume=True, lazy=True, frames=":12")
+    (tmp_path / "strange.zarr.partial").mkdir()
+    with pytest.raises(ValueError, match="holds no plan of an interrupted run"):
+        run.register(raw, tmp_path / "strange.zarr", resume=True)

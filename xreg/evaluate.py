@@ -154,7 +154,8 @@ def evaluate(result: "xr.Dataset", truth: "xr.Dataset") -> Evaluation:
     ----------
     result, truth : Dataset
         Result store and truth store (the names of `xreg.schema.RESULT`); may be lazy. Frames are matched by
-        the `frame` coordinate where both have one, else by number. The windows may differ in size.
+        the `frame` coordinate; where the truth has none it holds all frames, where neither has one they must be
+        as many. The windows may differ in size.
 
     Returns
     -------
@@ -204,10 +205,12 @@ def _values(array: "xr.DataArray") -> np.ndarray:
 
 
 def _common_frames(result: "xr.Dataset", truth: "xr.Dataset") -> tuple["xr.Dataset", "xr.Dataset"]:
-    """Cut both to the frames that both have."""
+    """Cut both to the frames that both have; a truth without frame numbers holds all frames from 0."""
     if "frame" in result.coords and "frame" in truth.coords:
         _, ours, theirs = np.intersect1d(result["frame"].values, truth["frame"].values, return_indices=True)
         result, truth = result.isel(frame=ours), truth.isel(frame=theirs)
+    elif "frame" in result.coords and (result["frame"].values < truth.sizes["frame"]).all():
+        truth = truth.isel(frame=result["frame"].values)
     elif result.sizes["frame"] != truth.sizes["frame"]:
         msg = (
             f"result has {result.sizes['frame']} frames and truth {truth.sizes['frame']}; need the same "
@@ -394,9 +397,8 @@ def _definition(ds: "xr.Dataset") -> str | None:
 def _scan_numbers(ds: "xr.Dataset") -> np.ndarray:
     """Scan number of every entry along the dimension `scan`."""
     count = ds.sizes["scan"]
-    if "scan" in ds.variables:
-        numbers = np.unique(ds["scan"].values)
-        if numbers.size == count:
+    for name in ("scan", "frame_scan"):
+        if name in ds.variables and (numbers := np.unique(ds[name].values)).size == count:
             return numbers
     return np.arange(count)
 

@@ -215,7 +215,8 @@ def average_flats(
         return None
     noise = illumination.grain_noise * inverse / weight**2
     share = illumination.grain / (illumination.grain + noise) if noise > 0 else 1.0
-    return background.shrink_grain(total / np.float32(weight), illumination.flat, illumination.lit, share)
+    mean = intensity.repair(total / np.float32(weight), illumination.bad)
+    return background.shrink_grain(mean, illumination.flat, illumination.lit, share)
 
 
 def level_block(
@@ -365,6 +366,9 @@ def _normalize_frame(
         return _bad(status)
     rate = (counts - illumination.dark) / np.float32(seconds)
     density = intensity.optical_density(rate, reference)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        grain = np.log(reference)
+    density -= background.moved_grain(grain, background.grain_shift(np.where(lit, density, np.nan), grain))
     # A pixel without a count has no logarithm; left out it would be a hole, so it is filled as a dead one is.
     return _level(intensity.repair(density, illumination.bad | (lit & np.isnan(density))), illumination, status)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _DPI = 110
 #: Sightings less similar to the previous one than this are worth a look.
 _LOW_SIMILARITY = 0.5
+#: Longer attributes are cut to this many characters.
+_LONGEST = 400
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color:
 #222; } h1 { font-size: 1.6em; } h2 { font-size: 1.25em; margin-top: 1.8em; border-bottom: 1px solid #ccc; }
@@ -156,9 +158,11 @@ def _errors(result: "xr.Dataset", truth: "xr.Dataset | None") -> str:
 
 
 def _frame_table(result: "xr.Dataset") -> str:
-    """Numbers of frames by status, and which ones were not used."""
+    """Numbers of frames by status, which ones were not used, and tasks of the run that failed."""
+    failed = [str(task) for task in result.attrs.get("failed_tasks") or []]
+    failures = f"<p>{_many(len(failed), 'task')} failed:</p>{_list(failed)}" if failed else ""
     if "frame_status" not in result:
-        return ""
+        return failures
     status = result["frame_status"].values
     names = {int(flag): flag.name.lower().replace("_", " ") for flag in FrameStatus}
     rows = []
@@ -166,7 +170,7 @@ def _frame_table(result: "xr.Dataset") -> str:
         which = np.flatnonzero(status == value)
         listed = "" if value == FrameStatus.OK else _ranges(which)
         rows.append((names.get(value, f"status {value}"), f"{which.size}", listed))
-    return "<h2>Frames</h2>\n" + _rows(rows, ("status", "frames", "numbers"))
+    return "<h2>Frames</h2>\n" + _rows(rows, ("status", "frames", "numbers")) + failures
 
 
 def _ranges(numbers: np.ndarray) -> str:
@@ -183,8 +187,10 @@ def _read_frames(result: "xr.Dataset", raw: "xr.Dataset | None") -> _Frames | No
 
     first, last = plot.first_last_frames(result)
     density = normalize_frames(raw)["optical_density"]
-    densities = tuple(np.asarray(density.isel(frame=k).values) for k in (first, last))
-    counts = raw["counts"].isel(frame=last).values if "counts" in raw else None
+    # A result of some frames only knows which ones they are in the raw store.
+    number = result["frame"].values if "frame" in result.coords else np.arange(result.sizes["frame"])
+    densities = tuple(np.asarray(density.isel(frame=number[k]).values) for k in (first, last))
+    counts = raw["counts"].isel(frame=number[last]).values if "counts" in raw else None
     return _Frames(first, last, densities, counts)
 
 
@@ -289,7 +295,7 @@ def _map_pictures(result: "xr.Dataset") -> list[_Picture]:
             "pixels go different ways.",
         ),
         _Picture(
-            "Mean spectra of the first scan", ("aligned", "contour", "scan"),
+            "Mean spectra of the first scan", ("aligned", "contour", "energy"),
             lambda: plot.plot_spectra(result),
             "Mean optical density inside each contour; the circle marks the particle's median edge energy, "
             "which should lie half way up the edge.",
@@ -396,7 +402,8 @@ def _flat(attrs: dict, prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows.extend(_flat(value, f"{name}."))
         else:
-            rows.append((name, str(value)))
+            text = str(value)
+            rows.append((name, text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ... ({len(text)} characters)"))
     return rows
 
 

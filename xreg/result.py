@@ -20,9 +20,9 @@ def open_result(path: str | Path) -> xr.Dataset:
     Returns
     -------
     Dataset
-        The variables of `schema.RESULT`: tracks in memory, stacks and maps dask-backed in the store's chunks. For a run that stopped after the tracks,
-        `aligned` and the maps are built from the raw store and computed when asked for; one particle of one scan reads
-        that scan's frames only.
+        The variables of `schema.RESULT`: tracks in memory, stacks and maps dask-backed in the store's chunks. For a run
+        that stopped after the tracks, `aligned` and the maps are built from the raw store and computed when asked for;
+        one particle of one scan reads that scan's frames only.
 
     Raises
     ------

@@ -213,6 +213,63 @@ def shrink_grain(reference: np.ndarray, mean: np.ndarray, lit: np.ndarray, share
     return mean * broad * np.where(np.isfinite(own), own, 1)
 
 
+def grain_shift(density: np.ndarray, log_reference: np.ndarray, lag: int = 6, most: int = 60_000) -> np.ndarray:
+    """How far the grain of the illumination has moved between a reference and a frame.
+
+    A grain that has moved leaves its gradient in the optical density: -log(I(x - d) / I(x)) = d . grad(log I) to first
+    order. The two components are fitted by least squares to differences over a few pixels, which know nothing of
+    broad structures, with outliers (edges of particles) left out thrice.
+
+    Parameters
+    ----------
+    density : array, shape (ny, nx), float
+        Optical density, NaN where invalid.
+    log_reference : array, shape (ny, nx), float32
+        Natural logarithm of the reference.
+    lag : int, px
+    most : int
+        Number of differences used, about; rows are left out to that end.
+
+    Returns
+    -------
+    shift : array, shape (2,) = (dy, dx), px
+        Zero if nothing can be fitted. Good for shifts up to about a pixel.
+    """
+    step = max(1, density.size // most)
+    rows = np.arange(1, density.shape[0] - 1, step)
+    if not len(rows) or density.shape[1] <= lag + 2:
+        return np.zeros(2)
+    slope_y = (log_reference[rows + 1] - log_reference[rows - 1])[:, 1:-1] / 2
+    slope_x = (log_reference[rows, 2:] - log_reference[rows, :-2]) / 2
+    seen, *slopes = ((a[:, lag:] - a[:, :-lag]).ravel() for a in (density[rows, 1:-1], slope_y, slope_x))
+    slopes = np.stack(slopes)
+    finite = np.isfinite(seen) & np.isfinite(slopes).all(axis=0)
+    seen, slopes = seen[finite].astype(float), slopes[:, finite].astype(float)
+    shift = np.zeros(2)
+    for _ in range(3):
+        rest = seen - shift @ slopes
+        used = np.abs(rest) <= 2.5 * 1.4826 * np.median(np.abs(rest)) if len(rest) else rest > 0
+        if used.sum() < 100 or np.linalg.matrix_rank(slopes[:, used]) < 2:
+            return np.zeros(2)
+        shift = np.linalg.solve(slopes[:, used] @ slopes[:, used].T, slopes[:, used] @ seen[used])
+    return shift
+
+
+def moved_grain(log_reference: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """What a shift of the grain (see `grain_shift`) adds to the optical density, to second order, (ny, nx) float32."""
+
+    def along(image: np.ndarray) -> np.ndarray:
+        slope = np.zeros_like(image)
+        slope[1:-1] += np.float32(shift[0] / 2) * (image[2:] - image[:-2])
+        slope[:, 1:-1] += np.float32(shift[1] / 2) * (image[:, 2:] - image[:, :-2])
+        return slope
+
+    first = along(log_reference)
+    moved = first - along(first) / 2
+    moved[~np.isfinite(moved)] = 0
+    return moved
+
+
 def _along(n: int) -> np.ndarray:
     """Pixel centres along an axis as shares of its length about its middle."""
     return (np.arange(n) - (n - 1) / 2) / n

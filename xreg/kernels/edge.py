@@ -197,9 +197,11 @@ def _steepest_rise(plan: Plan, mu: np.ndarray, noise: np.ndarray, centre: np.nda
 @lru_cache(maxsize=16)
 def _derivative(energy: tuple[float, ...], e0: float) -> np.ndarray:
     """Operator (n, n) of the smoothed derivative of Larch's `find_e0`."""
-    grid = np.array(energy)
+    # Counted from the first energy and with a rounded width, the result moves exactly as the energies do; Larch's grid
+    # hangs on absolute energies.
+    grid = np.array(energy) - energy[0]
     slope = np.gradient(np.eye(len(grid)), axis=0) / np.gradient(grid)[:, None]
-    return lorentzian_smooth(grid, slope.T, smoothing_width(grid, e0)).T
+    return lorentzian_smooth(grid, slope.T, round(smoothing_width(grid, e0), 2)).T
 
 
 def _half_whiteline(plan: Plan, mu: np.ndarray, noise: np.ndarray, centre: np.ndarray, height: np.ndarray):

@@ -253,8 +253,9 @@ def _template(plan: Plan, mean: np.ndarray) -> Template | None:
     if inner.sum() < 6 or not np.isfinite(half_step):
         return None
     spline = CubicSpline(plan.energy[known], mean[known])
-    # Counting statistics: the variance of an optical density grows like its exponential.
-    weight = np.where(inner, np.exp(-0.5 * np.where(known, mean, 0.0)), 0.0)
+    # Counting statistics: the variance of an optical density grows like its exponential. The bound keeps the weights
+    # usable for spectra that are no optical densities.
+    weight = np.where(inner, np.exp(-0.5 * np.clip(filled - filled.min(), 0.0, 5.0)), 0.0)
     weight /= weight[inner].mean()
     tilt = np.stack((np.ones(len(weight)), (plan.energy - plan.ranges.e0) / 100.0), axis=1) * weight[:, None]
     basis, _ = np.linalg.qr(tilt)

@@ -104,7 +104,7 @@ def mean_spectrum(result: "xr.Dataset", particle: int, scan: int) -> tuple[np.nd
     Parameters
     ----------
     result : Dataset
-        `aligned`, `contour`, and the coordinates `energy` and `scan`.
+        `aligned`, `contour`, and the coordinates `energy` and `scan` (or `frame_scan`) of the frames.
     particle, scan : int
         Which particle, and which of the scans in ascending order.
 
@@ -113,7 +113,7 @@ def mean_spectrum(result: "xr.Dataset", particle: int, scan: int) -> tuple[np.nd
     energy, mean : arrays, shape (frames of the scan,), eV and 1
         In ascending order of energy; NaN where the particle is not seen.
     """
-    numbers = result["scan"].values
+    numbers = parts.frame_scans(result)
     frames = np.flatnonzero(numbers == np.unique(numbers)[scan])
     inside = result["contour"].isel(particle=particle).values.astype(bool)
     means = np.full(frames.size, np.nan)

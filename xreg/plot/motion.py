@@ -90,7 +90,7 @@ def _finish(fig: Figure, axes: np.ndarray, result: "xr.Dataset") -> None:
     """Label the frame axis, mark where a new scan begins and name the colours where they are few."""
     axes[-1].set_xlabel("frame")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
-    scan = result["scan"].values if "scan" in result.variables else np.zeros(1)
+    scan = parts.frame_scans(result)
     for ax in axes:
         ax.margins(x=0.01)
         for start in np.flatnonzero(np.diff(scan)) + 0.5:

@@ -62,6 +62,14 @@ def first_last_frames(result: "xr.Dataset") -> tuple[int, int]:
     return int(full[0]), int(full[-1])
 
 
+def frame_scans(result: "xr.Dataset") -> np.ndarray:
+    """Give the scan number of every frame, (frame,); zeros where it is not stored."""
+    for name in ("scan", "frame_scan"):
+        if name in result.variables and result[name].dims == ("frame",):
+            return result[name].values
+    return np.zeros(result.sizes["frame"], dtype=int)
+
+
 def need(what: object, otherwise: str) -> None:
     """Raise ValueError with the sentence `otherwise` if there is nothing to draw."""
     if not what:

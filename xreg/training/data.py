@@ -20,8 +20,9 @@ RIM = 0.3
 
 def random_config(rng: np.random.Generator) -> PhantomConfig:
     """Settings of one random single-frame phantom: sizes, density, contrast, noise, background, optics, all at random."""
-    typical = np.exp(rng.uniform(np.log(12), np.log(110)))
-    radius = np.clip([typical * rng.uniform(0.5, 0.95), typical * rng.uniform(1.05, 2.0)], 11, 165)
+    typical = np.exp(rng.uniform(np.log(12), np.log(140)))
+    spread = rng.uniform(0.15, 0.9) if rng.random() < 0.5 else rng.uniform(0.6, 0.9)
+    radius = np.clip([typical * spread, typical * rng.uniform(1.05, 1.6)], 11, 165)
     cover = rng.uniform(0, 0.45) * FRAME_SIDE**2
     n = int(np.clip(rng.poisson(cover / (np.pi * radius.mean() ** 2)), 0, 60))
     strong = np.exp(rng.uniform(np.log(0.12), np.log(1.6)))
@@ -62,6 +63,9 @@ def _leftovers(config: PhantomConfig, rng: np.random.Generator) -> np.ndarray:
     y, x = np.mgrid[-1:1:side * 1j, -1:1:side * 1j].astype(np.float32)
     size = 0.04 * rng.random()
     bow = sum(size * rng.standard_normal() * term for term in (1, y, x, y * x, y * y - 0.33, x * x - 0.33))
+    if rng.random() < 0.3:
+        # A dim corner divides badly.
+        bow = bow + rng.uniform(-0.1, 0.2) * np.hypot(y - rng.uniform(-1, 1), x - rng.uniform(-1, 1)) ** 3 / 8
     grain = ndimage.gaussian_filter(rng.standard_normal(config.shape).astype(np.float32), rng.uniform(0.8, 2.5))
     bow = bow + grain * (rng.choice([0, 0.01, 0.03]) * rng.random() / grain.std())
     for _ in range(rng.poisson(6)):

@@ -1,0 +1,222 @@
+"""Motion of particles from their positions: rates, path, and the part that all of them share."""
+
+import numpy as np
+from scipy.sparse.csgraph import connected_components
+
+#: Frames, evenly spread, on which particles are compared with each other, and particles that are so compared.
+_COMPARED_FRAMES, _COMPARED_PARTICLES = 300, 200
+#: Two particles move as one if their distance varies by no more than this many times its own noise.
+_AGREE = 1.5
+#: Part of the particles that must move as one to be taken for undeformed.
+_QUORUM = 0.1
+#: Frames seen together, and part of the frames in which the one to compare with is seen, below which nothing
+#: is said about two particles: over a short while everything moves alike.
+_FEWEST_FRAMES, _FEWEST_SHARED = 12, 0.33
+#: 80 % quantile of the distance from the centre of a two-dimensional normal distribution of unit width.
+_RAYLEIGH_80 = float(np.sqrt(-2 * np.log(0.2)))
+#: Weight, in the fit, of particles that deform: they decide only where no other is seen.
+_OUTSIDER = 1e-6
+#: Smallest noise of a position that is believed, and that which is assumed where it cannot be had, in px.
+_LEAST_NOISE, _USUAL_NOISE = 0.01, 0.1
+_ITERATIONS = 30
+
+
+def first_sighting(position: np.ndarray) -> np.ndarray:
+    """First frame in which each particle is seen: (particles, frames, 2) to (particles,) int, -1 for never."""
+    seen = np.isfinite(position).all(axis=-1)
+    return np.where(seen.any(axis=1), seen.argmax(axis=1), -1)
+
+
+def since_first(values: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Subtract from each particle's row its value at its first sighting.
+
+    Parameters
+    ----------
+    values : array, shape (particles, frames, 2)
+    first : int array, shape (particles,)
+        From `first_sighting`; -1 gives NaN throughout.
+    """
+    start = np.take_along_axis(values, np.maximum(first, 0)[:, None, None], axis=1)
+    return np.where(first[:, None, None] < 0, np.nan, values - start)
+
+
+def rates(position: np.ndarray, when: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Velocity and acceleration by finite differences over the frames in which a particle is seen.
+
+    Both are exact for uniform acceleration, however unevenly the sightings are spaced: across a gap the true
+    lapse counts. The velocity at the first and last sighting is that of the nearest interval.
+
+    Parameters
+    ----------
+    position : array, shape (particles, frames, 2)
+        NaN where not seen.
+    when : array, shape (frames,)
+        Frame number, or time; ascending. NaN where unknown.
+
+    Returns
+    -------
+    velocity, acceleration : arrays, shape (particles, frames, 2)
+        Per unit of `when` and its square. NaN where not seen; the velocity also if the particle is seen only
+        once, the acceleration also at the first and last sighting; both where `when` is unknown or does not
+        ascend.
+    """
+    velocity, acceleration = np.full(position.shape, np.nan), np.full(position.shape, np.nan)
+    for track, speed, gain in zip(position, velocity, acceleration, strict=True):
+        seen = np.flatnonzero(np.isfinite(track).all(axis=-1))
+        if seen.size < 2:
+            continue
+        lapse = np.diff(np.asarray(when, dtype=np.float64)[seen])[:, None]
+        lapse = np.where(lapse > 0, lapse, np.nan)
+        slope = np.diff(track[seen], axis=0) / lapse
+        before, after = lapse[:-1], lapse[1:]
+        speed[seen[0]], speed[seen[-1]] = slope[0], slope[-1]
+        speed[seen[1:-1]] = (after * slope[:-1] + before * slope[1:]) / (before + after)
+        gain[seen[1:-1]] = 2 * np.diff(slope, axis=0) / (before + after)
+    return velocity, acceleration
+
+
+def path_length(position: np.ndarray) -> np.ndarray:
+    """Length of the path since the first sighting, straight across gaps.
+
+    Parameters
+    ----------
+    position : array, shape (particles, frames, 2)
+        NaN where not seen.
+
+    Returns
+    -------
+    length : array, shape (particles, frames)
+        0 at the first sighting, NaN where not seen. Noise of the positions lengthens it: by about 1.8 of its
+        standard deviation per sighting for a particle at rest.
+    """
+    length = np.full(position.shape[:2], np.nan)
+    for track, path in zip(position, length, strict=True):
+        seen = np.flatnonzero(np.isfinite(track).all(axis=-1))
+        steps = np.linalg.norm(np.diff(track[seen], axis=0), axis=-1)
+        path[seen] = np.concatenate([[0.0], np.cumsum(steps)])[: seen.size]
+    return length
+
+
+def common_motion(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Motion that all particles share, told apart from their own.
+
+    Position = common motion of the frame + place of the particle + its own motion, for all frames and particles
+    together, so particles may be missing from any frame. If some particles move as one to within their noise
+    (at least two, and a tenth of all), they are taken for undeformed and decide. If there are none, the sum of
+    the distances left over is made smallest, so that a few particles that deform strongly count little. Motion
+    that no particle is free of cannot be told from common motion by positions alone.
+
+    Parameters
+    ----------
+    position : array, shape (particles, frames, 2), px
+        In reference coordinates; NaN where not seen.
+
+    Returns
+    -------
+    common : array, shape (frames, 2), px
+        Zero in the first frame that shows a particle. NaN in frames that show none, and in frames that no chain
+        of particles connects with the first one.
+    undeformed : bool array, shape (particles,)
+        The particles that decided; all False if there were none.
+    """
+    seen = np.isfinite(position).all(axis=-1)
+    common = np.full(position.shape[1:], np.nan)
+    undeformed = np.zeros(len(position), dtype=bool)
+    rows = np.flatnonzero(seen.any(axis=1))
+    if not rows.size:
+        return common, undeformed
+    seen = seen[rows]
+    place = np.where(seen[..., None], position[rows], 0.0)
+    group = connected_components(seen.astype(np.float64) @ seen.T.astype(np.float64) > 0, directed=False)[1]
+    noise = _noise(position[rows])
+    chosen = _moving_as_one(position[rows], noise)
+    weight = seen * np.where(chosen, (noise.min() / noise) ** 2, _OUTSIDER if chosen.any() else 1.0)[:, None]
+    motion = _fit_robustly(place, weight, group, noise)
+    first = int(seen.any(axis=0).argmax())
+    reached = seen[group == group[seen[:, first].argmax()]].any(axis=0)
+    common[reached] = motion[reached] - motion[first]
+    undeformed[rows] = chosen
+    return common, undeformed
+
+
+def _fit(place: np.ndarray, weight: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted least squares of place (p, f, 2) = motion (f, 2) + home (p, 2).
+
+    Motion is eliminated, which leaves one equation per particle; homes average to zero in each group (p,) of
+    particles that frames connect.
+    """
+    total = np.maximum(weight.sum(axis=0), 1e-300)
+    share = weight / total
+    mean = np.einsum("pf,pfa->fa", share, place)
+    matrix = np.diag(weight.sum(axis=1)) - weight @ share.T
+    gauge = (group[:, None] == group[None, :]) * np.mean(np.diag(matrix) + 1e-12)
+    known = np.einsum("pf,pfa->pa", weight, place - mean)
+    home = np.linalg.solve(matrix + gauge, known)
+    return mean - share.T @ home, home
+
+
+def _fit_robustly(
+    place: np.ndarray, weight: np.ndarray, group: np.ndarray, noise: np.ndarray
+) -> np.ndarray:
+    """Motion (f, 2) of the least sum of distances, by reweighting; distances within the noise count squared."""
+    factor = np.ones(weight.shape)
+    for _ in range(_ITERATIONS):
+        motion, home = _fit(place, weight * factor, group)
+        left = np.linalg.norm(place - motion[None] - home[:, None], axis=-1)
+        factor = noise[:, None] / np.maximum(left, noise[:, None])
+    return motion
+
+
+def _noise(position: np.ndarray) -> np.ndarray:
+    """Noise of each particle's position per axis (p,), from second differences of positions (p, f, 2).
+
+    Deformation is smooth from frame to frame, noise is not, and common motion is what the median particle does.
+    """
+    bend = position[:, :-2] - 2 * position[:, 1:-1] + position[:, 2:]
+    bend = bend[:, np.isfinite(bend).any(axis=(0, 2))]
+    if bend.size:
+        bend = bend - np.nanmedian(bend, axis=0)
+    noise = _quantile(np.linalg.norm(bend, axis=-1), 0.8) / (_RAYLEIGH_80 * np.sqrt(6))
+    usual = np.median(noise[np.isfinite(noise)]) if np.isfinite(noise).any() else _USUAL_NOISE
+    return np.maximum(np.where(np.isfinite(noise), noise, usual), _LEAST_NOISE)
+
+
+def _moving_as_one(position: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The largest set of particles that keep their distance to one of them, to within noise: (p,) bool."""
+    none = np.zeros(len(position), dtype=bool)
+    sightings = np.isfinite(position).all(axis=-1).sum(axis=1)
+    step = max(1, position.shape[1] // _COMPARED_FRAMES)
+    thinned = position[:, ::step]
+    candidates = np.argsort(-sightings, kind="stable")[:_COMPARED_PARTICLES]
+    best, chosen = (0, 0.0), none
+    for p in np.sort(candidates):
+        spread = _spread(thinned[candidates], thinned[p])
+        agree = spread < _AGREE * np.hypot(noise[candidates], noise[p])
+        rank = (int(agree.sum()), -float(spread[agree].sum()))
+        if rank > best:
+            best, chosen = rank, p
+    if best[0] < max(2, np.ceil(_QUORUM * len(position))):
+        return none
+    return _spread(thinned, thinned[chosen]) < _AGREE * np.hypot(noise, noise[chosen])
+
+
+def _spread(position: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Robust standard deviation per axis of the distance of each (p, f, 2) from another (f, 2): (p,).
+
+    NaN where they are seen together too rarely.
+    """
+    apart = position - other
+    shared = np.isfinite(apart).all(axis=-1).sum(axis=1)
+    enough = max(_FEWEST_FRAMES, _FEWEST_SHARED * np.isfinite(other).all(axis=-1).sum())
+    centre = np.stack([_quantile(apart[..., axis], 0.5) for axis in (0, 1)], axis=-1)
+    spread = _quantile(np.linalg.norm(apart - centre[:, None], axis=-1), 0.8) / _RAYLEIGH_80
+    return np.where(shared >= enough, spread, np.nan)
+
+
+def _quantile(values: np.ndarray, part: float) -> np.ndarray:
+    """Quantile of each row (p, f) without its NaN: (p,), NaN for empty rows. Faster than numpy.nanquantile."""
+    count = np.isfinite(values).sum(axis=1)
+    if not values.shape[1]:
+        return np.full(len(values), np.nan)
+    index = np.maximum(np.rint(part * (count - 1)), 0).astype(np.int64)
+    return np.take_along_axis(np.sort(values, axis=1), index[:, None], axis=1)[:, 0]
