@@ -294,7 +294,7 @@ def test_a_url_is_no_place_for_a_result(raw):
 
 
 class Power(BaseException):
-    """As if the plug were pulled: nothing may catch it."""
+    """As if the plug were pulled: no task may record it as a failure of its own."""
 
 
 @pytest.fixture
@@ -327,9 +327,8 @@ def executions(monkeypatch):
 def test_an_interrupted_run_goes_on_and_redoes_nothing(raw, whole, tmp_path, executions, monkeypatch, key):
     out = tmp_path / "out.zarr"
     executions.fail = {key: Power()}
-    with pytest.raises(BaseException, match="") as caught:
+    with pytest.raises(Power):
         run.register(raw, out)
-    assert not isinstance(caught.value, AssertionError)
     assert not out.exists()
     executions.fail = {}
     run.register(raw, out, resume=True)
@@ -339,8 +338,8 @@ def test_an_interrupted_run_goes_on_and_redoes_nothing(raw, whole, tmp_path, exe
 
 def test_data_that_went_missing_behind_a_marker_are_made_again(raw, whole, tmp_path, executions):
     out = tmp_path / "out.zarr"
-    executions.fail = {("fit", "0-0"): KeyboardInterrupt()}
-    with pytest.raises(BaseException):  # noqa: B017, PT011
+    executions.fail = {("fit", "0-0"): Power()}
+    with pytest.raises(Power):
         run.register(raw, out)
     part = tmp_path / "out.zarr.partial"
     flip_a_bit(part / "aligned/c/0/1/0/0")

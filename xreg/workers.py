@@ -138,8 +138,19 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Client]:
         cluster = LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", **common)
     else:
         cluster = LocalCluster(n_workers=1, threads_per_worker=cores(), processes=False, **common)
-    with cluster, Client(cluster, set_as_default=False) as client:
-        yield client
+    with contextlib.nullcontext() if workers else _single_threads(), cluster:
+        with Client(cluster, set_as_default=False) as client:
+            yield client
+
+
+@contextlib.contextmanager
+def _single_threads() -> Iterator[None]:
+    """Keep each task to one thread, as in worker processes: tasks times BLAS threads on few cores take twice as long."""
+    import scipy.linalg  # noqa: F401  its BLAS is another one than numpy's and must be loaded to be limited
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 def cores() -> int:

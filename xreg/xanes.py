@@ -70,7 +70,7 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
     arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
     maps = da.map_blocks(
         _fit_task, *arrays, energies=energies, settings=settings, new_axis=2, chunks=chunks,
-        dtype=np.float64, meta=np.empty((0,) * 5), name=None,
+        dtype=np.float64, meta=np.empty((0,) * 5),
     )
     coords = {name: stack.coords[name] for name in ("particle", "y", "x") if name in stack.coords}
     out = xr.Dataset(coords={**coords, "scan": ("scan", scans)})
@@ -106,7 +106,7 @@ def fit_block(
     for p, inside, grid, spectra in _particles(aligned, energy, contour):
         fitted = _fit_particle(grid, spectra, settings)
         for name, values in out.items():
-            values[p][inside] = fitted[name]
+            values[p].reshape(-1)[inside] = fitted[name]
     return out
 
 
@@ -199,65 +199,71 @@ def _normalize_task(aligned, contour=None, *, energies, settings, flat, block_id
     energy = energies[block_id[1]]
     out = np.full(aligned.shape, np.nan, dtype=np.float32)
     for p, inside, grid, spectra in _particles(aligned, energy, None if contour is None else contour[:, 0]):
-        mean, _ = _mean_spectrum(spectra)
+        finite = np.isfinite(spectra)
+        mean, _ = _mean_spectrum(spectra, finite)
         fixed = fix_ranges(grid, mean, settings)
         if not isinstance(fixed, EdgeSettings):
             continue
         norm = np.full(spectra.shape, np.nan, dtype=np.float32)
-        for rows, columns in _alike(spectra):
+        for rows, columns in _alike(finite):
             if rows.sum() >= 5:
-                part = spectra[np.ix_(rows, columns)].astype(np.float64)
-                norm[np.ix_(rows, columns)] = edge.normalize_spectra(grid[rows], part, fixed, mean[rows], flat)[0]
+                part = _part(spectra, rows, columns)
+                values, _ = edge.normalize_spectra(grid[rows], part, fixed, mean[rows], flat, np.float32)
+                norm[np.ix_(rows, columns)] = values
         where = np.abs(energy[:, None] - grid).argmin(axis=1)  # repeats share their average's place
-        out[p][:, inside] = norm[where]
+        out[p].reshape(len(energy), -1)[:, inside] = norm[where]
     return out
 
 
 def _particles(aligned: np.ndarray, energy: np.ndarray, contour: np.ndarray | None):
-    """Yield per particle: its number, its pixels (y, x), ascending energies (n,) and their spectra (n, pixels)."""
+    """Yield per particle: its number, its pixels (flat), ascending energies (n,) and their spectra (n, pixels)."""
     order = np.argsort(energy, kind="stable")
+    sorted_already = bool(np.all(order[1:] > order[:-1]))
     for p, stack in enumerate(aligned):
-        inside = np.ones(stack.shape[1:], dtype=bool) if contour is None else np.asarray(contour[p], dtype=bool)
-        grid, spectra = merge_repeats(energy[order], stack[order][:, inside])
+        flat = stack.reshape(len(stack), -1)
+        inside = slice(None) if contour is None else np.flatnonzero(contour[p])
+        spectra = flat if contour is None else flat[:, inside]
+        grid, spectra = merge_repeats(energy[order], spectra if sorted_already else spectra[order])
         yield p, inside, grid, spectra
 
 
 def _fit_particle(energy: np.ndarray, spectra: np.ndarray, settings: EdgeSettings) -> dict[str, np.ndarray]:
     """Fit all pixels of one particle in one scan, those with the same missing energies together."""
-    mean, count = _mean_spectrum(spectra)
+    finite = np.isfinite(spectra)
+    mean, count = _mean_spectrum(spectra, finite)
     fixed = fix_ranges(energy, mean, settings)
     if not isinstance(fixed, EdgeSettings):
         return edge.blank_fit(spectra.shape[1:], settings, fixed)
     out = edge.blank_fit(spectra.shape[1:], settings, TOO_FEW_ENERGIES)
-    for rows, columns in _alike(spectra):
+    for rows, columns in _alike(finite):
         if rows.sum() >= 5:
-            part = spectra if rows.all() and len(columns) == spectra.shape[1] else spectra[np.ix_(rows, columns)]
+            part = _part(spectra, rows, columns)
             for name, values in edge.edge_energies(energy[rows], part, fixed, mean[rows], count).items():
                 out[name][columns] = values
     return out
 
 
-def _mean_spectrum(spectra: np.ndarray) -> tuple[np.ndarray, int]:
+def _mean_spectrum(spectra: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
     """Mean spectrum (n,) over the pixels that were seen in every well-seen frame, and how many these are.
 
     NaN in the other frames. The same pixels at every energy, so that a frame that misses part of the particle makes no
     step in its spectrum.
     """
-    finite = np.isfinite(spectra)
+    if spectra.size and finite.all():
+        return spectra.mean(axis=1, dtype=np.float64), spectra.shape[1]
     ever = finite.any(axis=0)
     well = finite[:, ever].mean(axis=1) >= 0.5 if ever.any() else np.zeros(len(spectra), dtype=bool)
     core = finite[well].all(axis=0) & ever
     mean = np.full(len(spectra), np.nan)
     if well.any() and core.any():
-        mean[well] = spectra[well][:, core].mean(axis=1, dtype=np.float64)
+        mean[well] = spectra[np.ix_(well, core)].mean(axis=1, dtype=np.float64)
     return mean, int(core.sum())
 
 
-def _alike(spectra: np.ndarray):
+def _alike(finite: np.ndarray):
     """Yield groups of pixels that have values at the same energies: rows (n,) bool and columns (integers)."""
-    finite = np.isfinite(spectra)
     if finite.all():
-        yield np.ones(len(spectra), dtype=bool), np.arange(spectra.shape[1])
+        yield np.ones(len(finite), dtype=bool), np.arange(finite.shape[1])
         return
     packed = np.ascontiguousarray(np.packbits(finite, axis=0).T)
     _, first, group = np.unique(packed.view([("", packed.dtype)] * packed.shape[1]).ravel(),
@@ -265,3 +271,8 @@ def _alike(spectra: np.ndarray):
     order, bounds = np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]
     for start, columns in zip(first, np.split(order, bounds), strict=True):
         yield finite[:, start], columns
+
+
+def _part(spectra: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Some rows and columns of `spectra`, without a copy where that is all of them."""
+    return spectra if rows.all() and len(columns) == spectra.shape[1] else spectra[np.ix_(rows, columns)]

@@ -1,8 +1,8 @@
 """The open background of a frame, and how the illumination behind it changes.
 
-A frame is averaged into square cells, about 64 along its shorter side; whatever is broad (offset, tilt, a wandering
-beam) is measured in cells, whatever is fine (the grain of the illumination, noise) in pixels. Arrays are of one frame,
-(y, x), y down; optical densities are natural logarithms, NaN where invalid.
+A frame is averaged into square cells, about 64 along its shorter side; whatever is broad (offset, tilt, a
+wandering beam) is measured in cells, whatever is fine (the grain of the illumination, noise) in pixels.
+Arrays are of one frame, (y, x), y down; optical densities are natural logarithms, NaN where invalid.
 """
 
 import numpy as np
@@ -21,12 +21,14 @@ def fit_background(
 ) -> np.ndarray:
     """Offset and tilt of the open background of a frame whose particles are broad and absorb.
 
-    The frame is averaged into about 64 x 64 cells. A plane is laid under them (their 6 % quantile), which follows the
-    background as long as particles leave some of it open everywhere; then cells above the background's own scatter,
-    and their neighbours, are left out and the surface is fitted to the rest by least squares, until nothing changes.
+    The frame is averaged into about 64 x 64 cells. A plane is laid under them (their 6 % quantile), which
+    follows the background as long as particles leave some of it open everywhere; then cells above the
+    background's own scatter, and their neighbours, are left out and the surface is fitted to the rest by
+    least squares, until nothing changes.
 
-    Measured on simulated frames (460 x 460 px, noise 0.02, particles of 18 to 60 px radius and contrasts from 0.04 to
-    0.9 covering none to 62 % of the frame): the offset is within 0.0003 and the tilt within 0.001 of the truth.
+    Measured on simulated frames (460 x 460 px, noise 0.02, particles of 18 to 60 px radius and contrasts from
+    0.04 to 0.9 covering none to 62 % of the frame): the offset is within 0.0003 and the tilt within 0.001 of
+    the truth.
 
     Parameters
     ----------
@@ -35,23 +37,23 @@ def fit_background(
     lit : array, shape (ny, nx), bool, optional
         Pixels to use; all by default.
     modes : array, shape (k, cells_y, cells_x), optional
-        Components of the illumination (see `illumination_modes`) to fit along; the prior of each is one standard
-        deviation, so that a crowded frame does not bend them at will.
+        Components of the illumination (see `illumination_modes`) to fit along; the prior of each is one
+        standard deviation, so that a crowded frame does not bend them at will.
 
     Returns
     -------
     coefficients : array, shape (3 + k,), float64
-        Offset at the frame's centre, slope along y and slope along x, in optical density per frame height or width,
-        and the amount of every component. NaN if fewer than 16 cells hold data.
+        Offset at the frame's centre, slope along y and slope along x, in optical density per frame height or
+        width, and the amount of every component. NaN if fewer than 16 cells hold data.
     """
     value, filled, y, x = _cells(density, lit)
-    modes = np.zeros((0, *value.shape)) if modes is None else modes
+    modes = np.zeros((0, *value.shape)) if modes is None or not len(modes) else modes
     if filled.sum() < 16:
         return np.full(3 + len(modes), np.nan)
     design = np.concatenate([_design(y, x), modes])
     seen = np.where(filled, value, np.nan)
     surface = np.zeros(len(design))
-    surface[:3] = _quantile_plane(design[:3, filled].T, seen[filled], 0.06)
+    surface[:3] = _quantile_plane(design[:3, filled].T[::2], seen[filled][::2], 0.06)
     for _ in range(15):
         used, scatter = _background_cells(seen - np.tensordot(surface, design, 1), filled)
         # Cells are not independent; ten of them are taken to say as much as one.
@@ -80,9 +82,10 @@ def background_surface(
 def background_noise(density: np.ndarray, lit: np.ndarray | None = None) -> float:
     """Standard deviation of the optical density in the open background.
 
-    It is measured robustly in tiles of 24 x 24 px about each tile's own median, so that photon noise and the grain of
-    the illumination count and slow unevenness does not. Tiles that hold anything of a particle are told by their
-    larger median and scatter: of the 40 % of least absorption, the scatter that 40 % of them stay below is returned.
+    It is measured robustly in tiles of 24 x 24 px about each tile's own median, so that photon noise and the
+    grain of the illumination count and slow unevenness does not. Tiles that hold anything of a particle are
+    told by their larger median and scatter: of the 40 % of least absorption, the scatter that 40 % of them
+    stay below is returned.
 
     Parameters
     ----------
@@ -96,16 +99,18 @@ def background_noise(density: np.ndarray, lit: np.ndarray | None = None) -> floa
     noise : float
         NaN if the frame has no valid pixel.
     """
-    tiles = _tiles(density if lit is None else np.where(lit, density, np.nan), min(TILE, *density.shape))
-    whole = np.isfinite(tiles).all(axis=1)
-    if not whole.any():
-        valid = density[np.isfinite(density)] if lit is None else density[np.isfinite(density) & lit]
-        tiles, whole = valid[None, :], np.full(1, bool(valid.size))
-    tiles = tiles[whole]
+    side = min(TILE, *density.shape)
+    tiles = _tiles(density, side)
+    if lit is not None:
+        tiles = tiles[_tiles(lit, side).all(axis=(1, 2))]
+    # A few hundred tiles tell as much as all of them.
+    tiles = tiles[:: max(1, len(tiles) // MOST_TILES)].reshape(-1, side * side)
+    tiles = tiles[np.isfinite(tiles).all(axis=1)]
+    if not len(tiles):
+        valid = density[np.isfinite(density) & (True if lit is None else lit)]
+        tiles = valid[None, :]
     if not tiles.size:
         return float("nan")
-    # A few hundred tiles tell as much as all of them.
-    tiles = tiles[:: max(1, len(tiles) // MOST_TILES)]
     middle = np.median(tiles, axis=1)
     dark = middle <= np.quantile(middle, 0.4)
     scatter = 1.4826 * np.median(np.abs(tiles[dark] - middle[dark, None]), axis=1)
@@ -115,10 +120,11 @@ def background_noise(density: np.ndarray, lit: np.ndarray | None = None) -> floa
 def illumination_modes(flats: np.ndarray, lit: np.ndarray, most: int = 4) -> np.ndarray:
     """Ways in which the illumination changes from one open-beam exposure to the next.
 
-    Principal components of the logarithm of the exposures, averaged into cells, after each one's own offset and tilt
-    are taken off. The beam of a capillary or a bending magnet wanders by more than a tilt, and a frame's open
-    background can tell by how much (Van Nieuwenhove et al. 2015, who fit full-resolution components; here only the
-    smooth part is, as the grain of the illumination stays where it is and averages over the exposures).
+    Principal components of the logarithm of the exposures, averaged into cells, after each one's own offset
+    and tilt are taken off. The beam of a capillary or a bending magnet wanders by more than a tilt, and a
+    frame's open background can tell by how much (Van Nieuwenhove et al. 2015, who fit full-resolution
+    components; here only the smooth part is, as the grain of the illumination stays where it is and averages
+    over the exposures).
 
     Parameters
     ----------
@@ -170,8 +176,8 @@ def grain_variances(flats: np.ndarray, lit: np.ndarray) -> tuple[float, float]:
     Returns
     -------
     grain, noise : float
-        Variances of the logarithm: of the structure from one exposure to any other, and of the noise of a single
-        exposure, which is what neighbours differ by.
+        Variances of the logarithm: of the structure from one exposure to any other, and of the noise of a
+        single exposure, which is what neighbours differ by.
     """
     if len(flats) < 4:
         return 0.0, 0.0
@@ -189,7 +195,7 @@ def grain_variances(flats: np.ndarray, lit: np.ndarray) -> tuple[float, float]:
 
 
 def shrink_grain(reference: np.ndarray, mean: np.ndarray, lit: np.ndarray, share: float) -> np.ndarray:
-    """Replace the fine structure of a reference by that of the mean flat, but for a share of the difference.
+    """Logarithm of a reference whose fine structure is that of the mean flat, but for a share of the difference.
 
     Parameters
     ----------
@@ -201,24 +207,25 @@ def shrink_grain(reference: np.ndarray, mean: np.ndarray, lit: np.ndarray, share
 
     Returns
     -------
-    reference : array, shape (ny, nx), float32
+    log_reference : array, shape (ny, nx), float32
+        Natural logarithm; NaN where the reference (or, if that is used, the mean) is not positive.
     """
-    if share > 0.95:
-        return reference
-    broad = np.exp(_broad_log_ratio(reference, mean, lit))
-    if share < 0.05:
-        return mean * broad
     with np.errstate(divide="ignore", invalid="ignore"):
-        own = np.power(reference / (mean * broad), np.float32(share))
-    return mean * broad * np.where(np.isfinite(own), own, 1)
+        if share > 0.95:
+            return _finite(np.log(reference))
+        broad = _finite(np.log(mean)) + _broad_log_ratio(reference, mean, lit)
+        if share < 0.05:
+            return broad
+        own = np.log(reference) - broad
+        return broad + np.float32(share) * np.where(np.isfinite(own), own, 0)
 
 
-def grain_shift(density: np.ndarray, log_reference: np.ndarray, lag: int = 6, most: int = 60_000) -> np.ndarray:
+def grain_shift(density: np.ndarray, log_reference: np.ndarray, lag: int = 6, most: int = 40_000) -> np.ndarray:
     """How far the grain of the illumination has moved between a reference and a frame.
 
-    A grain that has moved leaves its gradient in the optical density: -log(I(x - d) / I(x)) = d . grad(log I) to first
-    order. The two components are fitted by least squares to differences over a few pixels, which know nothing of
-    broad structures, with outliers (edges of particles) left out thrice.
+    A grain that has moved leaves its gradient in the optical density: -log(I(x - d) / I(x)) = d . grad(log I)
+    to first order. The two components are fitted by least squares to differences over a few pixels, which
+    know nothing of broad structures, with outliers (edges of particles) left out thrice.
 
     Parameters
     ----------
@@ -236,23 +243,25 @@ def grain_shift(density: np.ndarray, log_reference: np.ndarray, lag: int = 6, mo
         Zero if nothing can be fitted. Good for shifts up to about a pixel.
     """
     step = max(1, density.size // most)
-    rows = np.arange(1, density.shape[0] - 1, step)
-    if not len(rows) or density.shape[1] <= lag + 2:
+    if density.shape[0] < 3 or density.shape[1] <= lag + 2:
         return np.zeros(2)
-    slope_y = (log_reference[rows + 1] - log_reference[rows - 1])[:, 1:-1] / 2
-    slope_x = (log_reference[rows, 2:] - log_reference[rows, :-2]) / 2
-    seen, *slopes = ((a[:, lag:] - a[:, :-lag]).ravel() for a in (density[rows, 1:-1], slope_y, slope_x))
-    slopes = np.stack(slopes)
-    finite = np.isfinite(seen) & np.isfinite(slopes).all(axis=0)
-    seen, slopes = seen[finite].astype(float), slopes[:, finite].astype(float)
-    shift = np.zeros(2)
+    slope_y = (log_reference[2::step] - log_reference[:-2:step])[:, 1:-1] / 2
+    slope_x = (log_reference[1:-1:step, 2:] - log_reference[1:-1:step, :-2]) / 2
+    pictures = np.stack([density[1:-1:step, 1:-1], slope_y, slope_x])
+    differences = (pictures[:, :, lag:] - pictures[:, :, :-lag]).reshape(3, -1)
+    differences = differences[:, np.isfinite(differences).all(axis=0)]
+    shift = np.zeros(2, dtype=np.float32)
     for _ in range(3):
-        rest = seen - shift @ slopes
-        used = np.abs(rest) <= 2.5 * 1.4826 * np.median(np.abs(rest)) if len(rest) else rest > 0
-        if used.sum() < 100 or np.linalg.matrix_rank(slopes[:, used]) < 2:
+        rest = np.abs(differences[0] - shift @ differences[1:])
+        if len(rest) < 100:
             return np.zeros(2)
-        shift = np.linalg.solve(slopes[:, used] @ slopes[:, used].T, slopes[:, used] @ seen[used])
-    return shift
+        seen, *slopes = differences[:, rest <= 2.5 * 1.4826 * np.median(rest)].astype(float)
+        (a, b), (_, c) = np.inner(slopes, slopes)
+        # A flat without any grain tells nothing.
+        if not a * c - b * b > 1e-9 * a * c:
+            return np.zeros(2)
+        shift = np.linalg.solve([[a, b], [b, c]], np.inner(slopes, seen)).astype(np.float32)
+    return shift.astype(float)
 
 
 def moved_grain(log_reference: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -264,6 +273,8 @@ def moved_grain(log_reference: np.ndarray, shift: np.ndarray) -> np.ndarray:
         slope[:, 1:-1] += np.float32(shift[1] / 2) * (image[:, 2:] - image[:, :-2])
         return slope
 
+    if np.abs(shift).max() < 0.02:
+        return np.zeros_like(log_reference)
     first = along(log_reference)
     moved = first - along(first) / 2
     moved[~np.isfinite(moved)] = 0
@@ -276,10 +287,10 @@ def _along(n: int) -> np.ndarray:
 
 
 def _tiles(image: np.ndarray, side: int) -> np.ndarray:
-    """Cut into squares; the remainder at the far edges is left out. (tile, side * side)."""
+    """Cut into squares; the remainder at the far edges is left out. (tile, side, side)."""
     ny, nx = (n // side for n in image.shape)
     cut = image[: ny * side, : nx * side].reshape(ny, side, nx, side)
-    return cut.swapaxes(1, 2).reshape(ny * nx, side * side)
+    return cut.swapaxes(1, 2).reshape(ny * nx, side, side)
 
 
 def _cells(density: np.ndarray, lit: np.ndarray | None) -> tuple[np.ndarray, ...]:
@@ -333,6 +344,12 @@ def _interpolation(n: int, cells: int, side: int) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells))).astype(np.float32)
 
 
+def _finite(image: np.ndarray) -> np.ndarray:
+    """The same array with NaN for infinities, in place."""
+    image[~np.isfinite(image)] = np.nan
+    return image
+
+
 def _fine_ratio(image: np.ndarray, mean: np.ndarray, some: np.ndarray, lit: np.ndarray) -> np.ndarray:
     """Fine part of log(image / mean) in some pixels (flat indices), (k,)."""
     ratio = image.ravel()[some] / mean.ravel()[some] / np.exp(_broad_log_ratio(image, mean, lit).ravel()[some])
@@ -348,7 +365,7 @@ def _quantile_plane(design: np.ndarray, seen: np.ndarray, quantile: float) -> np
     """Plane with the given share of the cells below it, by iteratively reweighted least squares."""
     plane = np.array([np.quantile(seen, quantile), 0.0, 0.0])
     floor = 1e-3 * max(float(np.ptp(seen)), 1e-6)
-    for _ in range(30):
+    for _ in range(20):
         rest = seen - design @ plane
         weight = np.where(rest > 0, quantile, 1 - quantile) / np.maximum(np.abs(rest), floor)
         plane = np.linalg.solve(design.T @ (design * weight[:, None]), design.T @ (seen * weight))
@@ -364,7 +381,8 @@ def _background_cells(rest: np.ndarray, filled: np.ndarray) -> tuple[np.ndarray,
     with np.errstate(invalid="ignore"):
         near = filled & (np.abs(rest - mode) < 3 * scatter)
         particle = filled & (rest - mode > 4 * scatter)
-    # A particle's foot lies within the background's scatter; its neighbourhood is left out where enough is left.
+    # A particle's foot lies within the background's scatter; its neighbourhood is left out where enough is
+    # left.
     for rings in (2, 1):
         clear = near & ~ndimage.binary_dilation(particle, np.ones((3, 3)), iterations=rings)
         if clear.sum() >= max(16, FEWEST_CELLS * filled.sum()):

@@ -90,12 +90,13 @@ def normalize_spectra(
     settings: EdgeSettings | None = None,
     mean: np.ndarray | None = None,
     flat: bool = False,
+    dtype: type = np.float64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Normalise every spectrum of `mu` (n, pixels) as `normalize_spectrum` does one; arguments as in `edge_energies`.
 
     Returns
     -------
-    norm : ndarray, shape (n, pixels), float64
+    norm : ndarray, shape (n, pixels), of the given dtype
         Normalised spectra, flattened above `e0` if `flat`; NaN where there is no rising edge.
     edge_step : ndarray, shape (pixels,)
         Height of the edge.
@@ -104,14 +105,20 @@ def normalize_spectra(
     plan = plan_fit(energy, mu.mean(axis=1) if mean is None else mean, settings)
     if isinstance(plan, int):
         return np.full(mu.shape, np.nan), np.full(mu.shape[1:], np.nan)
-    coefficients = plan.baseline.coefficients @ mu
-    step = plan.baseline.step @ coefficients
-    step = np.where(step > 0, step, np.nan)
-    norm = (mu - plan.baseline.pre @ coefficients) / step
-    if flat:
-        at_edge = np.abs(energy - plan.ranges.e0).argmin()
-        above = (plan.baseline.post - plan.baseline.pre)[at_edge:] @ coefficients / step
-        norm[at_edge:] -= above - above[0]
+    norm, step = np.empty(mu.shape, dtype), np.empty(mu.shape[1])
+    b, at_edge = plan.baseline, np.abs(energy - plan.ranges.e0).argmin()
+    lines = b.pre.copy()
+    if flat:  # what the post-edge curve gains over its value at the edge goes off as well
+        gain = (b.post - b.pre)[at_edge:]
+        lines[at_edge:] += gain - gain[0]
+    for k in range(0, mu.shape[1], _BATCH):
+        part = np.asarray(mu[:, k : k + _BATCH], dtype=np.float64)
+        coefficients = b.coefficients @ part
+        height = b.step @ coefficients
+        height = np.where(height > 0, height, np.nan)
+        part = part - lines @ coefficients
+        np.divide(part, height, out=norm[:, k : k + _BATCH], casting="same_kind")
+        step[k : k + _BATCH] = height
     return norm, step
 
 

@@ -1,8 +1,8 @@
 """Counts to optical density, and what is wrong with single pixels; one frame at a time.
 
-All functions take and return plain arrays of one frame, (y, x), y down. Optical density is the natural logarithm of
-the open beam over the transmitted one; NaN marks pixels where the detector gave no valid value. Negative optical
-densities are noise about zero and are kept.
+All functions take and return plain arrays of one frame, (y, x), y down. Optical density is the natural
+logarithm of the open beam over the transmitted one; NaN marks pixels where the detector gave no valid value.
+Negative optical densities are noise about zero and are kept.
 """
 
 import numpy as np
@@ -11,22 +11,25 @@ from scipy import ndimage
 _EIGHT = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 
-def optical_density(rate: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def optical_density(rate: np.ndarray, log_reference: np.ndarray) -> np.ndarray:
     """-ln(rate / reference).
 
     Parameters
     ----------
-    rate, reference : array, shape (ny, nx)
-        Dark-corrected counts of sample and open beam, both per second or both per equal exposure.
+    rate : array, shape (ny, nx)
+        Dark-corrected counts of the sample, per second or per exposure as the reference is.
+    log_reference : array, shape (ny, nx), float32
+        Natural logarithm of the open beam's dark-corrected counts; NaN where it has none.
 
     Returns
     -------
     density : array, shape (ny, nx), float32
-        NaN where either is not a positive number; never clipped.
+        NaN where the rate is not a positive number or the reference is unknown; never clipped.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        density = np.log(np.divide(reference, rate, dtype=np.float32))
-    density[~((rate > 0) & (reference > 0) & np.isfinite(density))] = np.nan
+        density = np.log(rate, dtype=np.float32)
+    np.subtract(log_reference, density, out=density)
+    density[~np.isfinite(density)] = np.nan
     return density
 
 
@@ -65,8 +68,9 @@ def local_outliers(
 ) -> np.ndarray:
     """Find single pixels that stand out from their surroundings.
 
-    A pixel is compared with the median of the 5 x 5 pixels about it. The scatter of that difference is measured
-    robustly in ten classes of brightness, as it grows with the counts and with the contrast of the illumination.
+    A pixel is compared with the median of the 5 x 5 pixels about it. The scatter of that difference is
+    measured robustly in ten classes of brightness, as it grows with the counts and with the contrast of the
+    illumination.
 
     Parameters
     ----------
@@ -101,8 +105,8 @@ def local_outliers(
 def average_dark(darks: np.ndarray) -> np.ndarray:
     """Mean of the darks, with its noise kept down.
 
-    A pixel's own deviation from its neighbourhood is kept as far as it exceeds what the scatter between the darks
-    explains (a Wiener estimate): a detector without a fixed pattern gets a smooth dark.
+    A pixel's own deviation from its neighbourhood is kept as far as it exceeds what the scatter between the
+    darks explains (a Wiener estimate): a detector without a fixed pattern gets a smooth dark.
 
     Parameters
     ----------
@@ -128,8 +132,9 @@ def average_dark(darks: np.ndarray) -> np.ndarray:
 def lit_field(flat: np.ndarray, fraction: float = 0.05) -> np.ndarray:
     """Usefully lit field of view: where an open-beam picture exceeds a fraction of its 99th percentile.
 
-    The largest connected region is kept, its holes are filled, and where it ends inside the frame it is drawn in by
-    four pixels, as the edge of a shadow lies elsewhere in another frame. A uniformly lit frame is lit everywhere.
+    The largest connected region is kept, its holes are filled, and where it ends inside the frame it is drawn
+    in by six pixels, as the edge of a shadow lies elsewhere in another frame. A uniformly lit frame is lit
+    everywhere.
 
     Parameters
     ----------
@@ -148,4 +153,4 @@ def lit_field(flat: np.ndarray, fraction: float = 0.05) -> np.ndarray:
         return bright
     largest = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     closed = ndimage.binary_fill_holes(largest)
-    return closed if closed.all() else ndimage.binary_erosion(closed, iterations=4, border_value=1)
+    return closed if closed.all() else ndimage.binary_erosion(closed, iterations=6, border_value=1)

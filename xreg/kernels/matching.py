@@ -37,6 +37,10 @@ _SHARP = 0.2
 _STEPS = 5
 #: Votes with less than this part of the strongest one's weight are not counted.
 _FEEBLE = 0.2
+#: Regions whose displacements tell where the one amid them went, and how often that is tried.
+_NEIGHBOURS, _LOCAL_PASSES = 5, 4
+#: Motion of the middle region, in radii, below which frames differ by the rigid jump alone.
+_AS_ONE = 0.2
 _TENT = np.array([0.5, 1.0, 0.5])
 #: Cells of the ballot along one axis at most: bounds its memory for tiny particles in a large field.
 _MOST_CELLS = 1024
@@ -160,8 +164,8 @@ def match_regions(
     ----------
     first, second : Regions
         The regions that are still free to be linked.
-    jump : array, shape (2,), px
-        Displacement common to all (`rigid_jump`).
+    jump : array, shape (2,) or (n, 2), px
+        Displacement common to all (`rigid_jump`), or expected of each region of `first` (`neighbours_jump`).
     gap : int
         Number of frames from the first to the second; 1 for neighbours.
     settings : MatchSettings, optional
@@ -177,14 +181,50 @@ def match_regions(
         Structural similarity of each linked pair (of the thumbnails as they are); NaN where a thumbnail has
         no contrast.
     """
-    i, j, _ = _assign(first, second, jump, gap, settings or MatchSettings())
+    settings = settings or MatchSettings()
+    i, j, gain = _assign(first, second, jump, gap, settings)
+    # Where neighbours move alike, a region is better sought where they went; kept only if it fits better.
+    for _ in range(_LOCAL_PASSES if gap == 1 else 0):
+        moved = second.position[j] - first.position[i]
+        own = np.linalg.norm(moved - jump, axis=-1) / first.radius[i]
+        if not len(i) or np.median(own) < _AS_ONE:
+            break
+        expected = neighbours_jump(first.position, first.position[i], moved)
+        again = _assign(first, second, expected, gap, settings)
+        if again[2] <= gain:
+            break
+        i, j, gain = again
     return i, j, _similarity(first.thumbnail, second.thumbnail, i, j)
+
+
+def neighbours_jump(position: np.ndarray, start: np.ndarray, moved: np.ndarray) -> np.ndarray:
+    """Displacement of what lies around: the median of the nearest known ones.
+
+    Parameters
+    ----------
+    position : array, shape (n, 2), px
+        Where it is wanted.
+    start, moved : arrays, shape (m, 2), px
+        Regions of the same frame whose displacement is known, m > 0. One that lies at the very position is the
+        region itself and has no vote.
+
+    Returns
+    -------
+    jump : array, shape (n, 2), px
+        The same for all where no more than five are known.
+    """
+    if len(start) <= _NEIGHBOURS:
+        return np.broadcast_to(np.median(moved, axis=0), position.shape)
+    apart = np.linalg.norm(position[:, None, :] - start[None, :, :], axis=-1)
+    apart[apart == 0] = np.inf
+    nearest = np.argsort(apart, axis=1, kind="stable")[:, :_NEIGHBOURS]
+    return np.median(moved[nearest], axis=1)
 
 
 def _assign(
     first: Regions, second: Regions, jump: np.ndarray, gap: int, settings: MatchSettings
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Cheapest assignment: linked regions i, j, each (k,), and how much cheaper they are than no links at all."""
+    """Find the cheapest assignment: linked regions i, j, each (k,), and how much they are better than no links."""
     distance, mismatch = _distance(first, second, jump, gap, settings), _size_mismatch(first, second)
     loose = _loose(first, second)
     i, j = np.nonzero((distance < 1) & ((mismatch < np.log(settings.size_ratio)) | loose))
@@ -202,7 +242,7 @@ def _assign(
 
 def _distance(first: Regions, second: Regions, jump: np.ndarray, gap: int, s: MatchSettings) -> np.ndarray:
     """Distance left after the jump over the distance allowed: (n, m)."""
-    residual = second.position[None, :, :] - first.position[:, None, :] - jump
+    residual = second.position[None, :, :] - (first.position + jump)[:, None, :]
     radius = 0.5 * (first.radius[:, None] + second.radius[None, :])
     # The centre of what is visible of a cut particle strays from the particle's own by up to a radius.
     slack = 0.5 * radius * _loose(first, second)

@@ -8,7 +8,7 @@ from scipy.interpolate import CubicSpline
 
 from xreg.kernels.baseline import Baseline, particle_baseline, pixel_baseline
 from xreg.kernels.localfit import crossing, local_polynomial
-from xreg.kernels.preedge import Ranges, find_e0, resolve_ranges
+from xreg.kernels.preedge import Ranges, find_e0, fixed_ranges, resolve_ranges
 
 OK, OUTSIDE, THIN, NO_EDGE, OUT_OF_RANGE, TOO_FEW_ENERGIES = range(6)
 #: What each named edge energy means.
@@ -175,7 +175,7 @@ def plan_fit(energy: np.ndarray, mean: np.ndarray, settings: EdgeSettings, count
         return TOO_FEW_ENERGIES
     if not energy[known][1] <= e0 <= energy[known][-2]:
         return OUT_OF_RANGE
-    ranges = resolve_ranges(energy, e0, **settings.ranges)
+    ranges = fixed_ranges(energy[known], e0, **settings.ranges)
     if not supports(energy[known], ranges, settings):
         return TOO_FEW_ENERGIES
     if settings.slope == "pixel":
@@ -233,12 +233,13 @@ def settings_key(settings: EdgeSettings) -> EdgeSettings:
 
 def supports(energy: np.ndarray, ranges: Ranges, settings: EdgeSettings) -> bool:
     """Whether there are energies before, in and after the edge, as many as the fits need."""
-    below, above = energy[ranges.pre_points(energy)], energy[ranges.post_points(energy)[0]]
+    # Larch stretches an empty range until it holds points, if need be over the edge itself. Not here.
+    below = np.count_nonzero(energy <= ranges.e0 + ranges.pre2)
+    above = np.count_nonzero(energy >= ranges.e0 + ranges.norm1)
     low, high = ranges.e0 + settings.search[0], ranges.e0 + settings.search[1]
     inside = np.count_nonzero((energy >= low) & (energy <= high))
     span = min(high, energy[-1]) - max(low, energy[0])
-    parted = below.size > 0 and above.size > 0 and below[-1] < ranges.e0 < above[0]
-    return bool(parted and inside >= 4 and span >= 6 * NODE_STEP)
+    return bool(below >= 1 and above >= 2 and inside >= 4 and span >= 6 * NODE_STEP)
 
 
 def _template(plan: Plan, mean: np.ndarray) -> Template | None:

@@ -184,7 +184,6 @@ def resolve_ranges(
     pre1 = float(max(pre1, first - e0))
     pre2 = 0.5 * pre1 if pre2 is None else float(pre2)
     pre1, pre2 = min(pre1, pre2), max(pre1, pre2)
-    few = _at_or_below(energy - e0, pre2) - _at_or_below(energy - e0, pre1) < 3
     if norm2 is None:
         norm2 = 5.0 * round((last - e0) / 5.0)
     # A negative norm2 means "to the end" in Larch, whatever its size.
@@ -195,8 +194,20 @@ def resolve_ranges(
     if nnorm is None:
         span = norm2 - norm1
         nnorm = 0 if span < 30 else 1 if span < 300 else 2
+    return fixed_ranges(energy, e0, pre1, pre2, norm1, norm2, nnorm, nvict)
+
+
+def fixed_ranges(
+    energy: np.ndarray, e0: float, pre1: float, pre2: float, norm1: float, norm2: float, nnorm: int, nvict: int
+) -> Ranges:
+    """Ranges as given; the ascending `energy` (eV) only decides between a line and a constant below the edge.
+
+    Larch takes a constant, and `nvict` 0, where fewer than three points lie below the edge.
+    """
+    few = _at_or_below(energy - e0, pre2) - _at_or_below(energy - e0, pre1) < 3
     nnorm = int(min(max(nnorm, 0), _HIGHEST_DEGREE))
-    return Ranges(float(e0), pre1, pre2, norm1, norm2, nnorm, 0 if few else int(nvict), 0 if few else 1)
+    return Ranges(float(e0), float(pre1), float(pre2), float(norm1), float(norm2), nnorm,
+                  0 if few else int(nvict), 0 if few else 1)
 
 
 def find_e0(energy: np.ndarray, mu: np.ndarray) -> float:

@@ -8,7 +8,8 @@ import numpy as np
 ENERGY_TOLERANCE = 0.25
 #: Flats averaged for one frame at the most, per energy.
 MOST_FLATS = 16
-#: Flats count as equally near in time when they are no farther than this many s more than the nearest, or thrice it.
+#: Flats count as equally near in time when they are no farther than this many s more than the nearest, or
+#: thrice it.
 NEAR_S = 60.0
 
 
@@ -60,10 +61,11 @@ def choose_flats(
 ) -> FlatChoice:
     """Choose the open-beam references of every frame, by energy and then by scan and time.
 
-    Flats of the frame's own energy (within 0.25 eV) serve if there are any; else those of the nearest energies below
-    and above, weighted by the distance, and beyond the last energy those of the last. Of several at one energy those
-    of the frame's own scan are preferred, and then those nearest in time: all that are no farther than thrice the
-    nearest one, or a minute more. Flats of an unknown scan and time all serve. At most 16 are averaged at one energy.
+    Flats of the frame's own energy (within 0.25 eV) serve if there are any; else those of the nearest
+    energies below and above, weighted by the distance, and beyond the last energy those of the last. Of
+    several at one energy those of the frame's own scan are preferred, and then those nearest in time: all
+    that are no farther than thrice the nearest one, or a minute more. Flats of an unknown scan and time all
+    serve. At most 16 are averaged at one energy.
 
     Parameters
     ----------

@@ -131,7 +131,7 @@ def _bridge_spans(pieces: _Pieces, motion: np.ndarray, span: np.ndarray) -> np.n
 
 
 def _join(pieces: _Pieces, start: np.ndarray, end: np.ndarray, count: int) -> np.ndarray:
-    """Join ends to later starts, the best fit first, each of them once: (count,) lowest piece of each."""
+    """Join ends to later starts, the earliest starts first, each of them once: (count,) lowest piece of each."""
     joined = np.arange(count)
     if not len(pieces.number):
         return joined
@@ -141,10 +141,10 @@ def _join(pieces: _Pieces, start: np.ndarray, end: np.ndarray, count: int) -> np
     later = pieces.first[None, :] > pieces.last[:, None]
     limit = np.where(np.logical_and.outer(pieces.whole, pieces.whole), _SIZE_RATIO, _SIZE_RATIO_CUT)
     i, j = np.nonzero(later & (distance < _REACH) & (mismatch < np.log(limit)))
-    absence = pieces.first[j] - pieces.last[i]
-    cost = (distance[i, j] / _REACH) ** 2 + mismatch[i, j] + absence / (1 + pieces.last.max())
+    cost = (distance[i, j] / _REACH) ** 2 + mismatch[i, j]
     ended, started = set(), set()
-    for k in np.lexsort((j, i, cost)):
+    # In order of time, so that a particle that left twice is not joined across its own second stay.
+    for k in np.lexsort((j, i, cost, pieces.first[j])):
         if i[k] not in ended and j[k] not in started:
             ended.add(i[k])
             started.add(j[k])

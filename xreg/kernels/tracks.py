@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from xreg.kernels.matching import MatchSettings, Regions, match_regions, rigid_jump
+from xreg.kernels.matching import MatchSettings, Regions, match_regions, neighbours_jump, rigid_jump
 from xreg.kernels.stitching import stitch
 
 #: Regions followed from one frame to another that tell the displacement common to all without a vote.
@@ -230,7 +230,7 @@ def _close(
         if not ends.size or not starts.size:
             continue
         first, second = regions(here), regions(there)
-        jump = _followed_jump(tracks.position, previous, here, there)
+        jump = _expected_jump(tracks, previous, here, there, ends)
         if jump is None:
             jump = rigid_jump(first, second, settings.match)
         i, j, alike = match_regions(first.take(ends), second.take(starts), jump, g - f, settings.match)
@@ -239,10 +239,10 @@ def _close(
     return replace(tracks, previous=previous, similarity=similarity)
 
 
-def _followed_jump(
-    position: np.ndarray, previous: np.ndarray, here: slice, there: slice
+def _expected_jump(
+    tracks: Tracks, previous: np.ndarray, here: slice, there: slice, ends: np.ndarray
 ) -> np.ndarray | None:
-    """Median displacement (2,) of regions already followed from rows `here` to rows `there`; None for too few."""
+    """Displacement (n, 2) of regions already followed from rows `here` to `there` around each end; None for too few."""
     source = np.arange(there.start, there.stop)
     target = source
     while (source >= here.stop).any():
@@ -250,4 +250,5 @@ def _followed_jump(
     through = source >= here.start
     if through.sum() < _ENOUGH:
         return None
-    return np.median(position[target[through]] - position[source[through]], axis=0)
+    start = tracks.position[source[through]]
+    return neighbours_jump(tracks.position[here][ends], start, tracks.position[target[through]] - start)

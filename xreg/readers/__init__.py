@@ -1,9 +1,9 @@
 """Beamline files in, one frame at a time.
 
-A reader turns a folder or a file of some beamline into a `Source`: a frozen description of the whole dataset, made from
-headers only, and two functions that read one frame and one open-beam reference. `xreg ingest` streams a source into a
-raw store. A new format is one new file here with a function `open_<format>(path) -> Source | None`, which returns None
-when the place holds none of its files, and one entry in `_openers`.
+A reader turns a folder or a file of some beamline into a `Source`: a frozen description of the whole dataset,
+made from headers only, and two functions that read one frame and one open-beam reference. `xreg ingest`
+streams a source into a raw store. A new format is one new file here with a function `open_<format>(path) ->
+Source | None`, which returns None when the place holds none of its files, and one entry in `_openers`.
 """
 
 from collections.abc import Callable
@@ -31,15 +31,15 @@ class Source:
     format : str
         Name of the format, for messages.
     table : xarray.Dataset
-        Everything about the frames and references but their pixels: the raw store's coordinates and small variables,
-        and its attributes.
+        Everything about the frames and references but their pixels: the raw store's coordinates and small
+        variables, and its attributes.
     frame_shape : tuple = (ny, nx)
         Shape of every frame and reference, px.
     dtype : numpy.dtype
         Of the counts.
     read_counts, read_flat : callable (int) -> ndarray, shape (ny, nx)
-        One frame, or one open-beam reference, by its number in order of acquisition. A frame that the table calls
-        corrupt reads as zeros. OSError or ValueError if a file has changed since it was described.
+        One frame, or one open-beam reference, by its number in order of acquisition. A frame that the table
+        calls corrupt reads as zeros. OSError or ValueError if a file has changed since it was described.
     corrupt_files : dict
         Reason by file name, for every file of the series that cannot be read.
     notices : tuple of str
@@ -58,7 +58,8 @@ class Source:
     def dataset_template(self) -> "xr.Dataset":
         """Raw store to be filled: the table, with `counts` and `flats` of the right shapes, chunked by one frame.
 
-        The pixels are dask arrays of zeros that cost no memory; only shapes, dtypes and attributes are meant to be used.
+        The pixels are dask arrays of zeros that cost no memory; only shapes, dtypes and attributes are meant
+        to be used.
         """
         import dask.array as da
         import xarray as xr

@@ -1,7 +1,7 @@
 """Xradia .xrm series of SSRL beamline 6-2C.
 
-Every exposure is one file, an OLE container (Version 4 or 5). The header's energy is zero, so the energy, the number of
-the scan ("rep") and the kind of exposure are read from the file name::
+Every exposure is one file, an OLE container (Version 4 or 5). The header's energy is zero, so the energy, the
+number of the scan ("rep") and the kind of exposure are read from the file name::
 
     rep01_sample_08324.0_eV_001of003.xrm               a frame
     rep01_000051_ref_sample_08324.0_eV_001of010.xrm    an open-beam reference
@@ -30,11 +30,14 @@ NAME = re.compile(
     re.IGNORECASE,
 )
 FRAME = "ImageData1/Image1"
-DTYPES = {3: np.dtype("u1"), 5: np.dtype("<u2"), 10: np.dtype("<f4")}
+UINT16 = np.dtype("<u2")
+NEVER = np.datetime64("NaT", "ns")
+DTYPES = {3: np.dtype("u1"), 5: UINT16, 10: np.dtype("<f4")}
 #: A declared frame with more pixels than this is taken for a damaged header.
 MOST_PIXELS = 2**27
-#: Pixel size of the 6-2C microscope at 9 keV and binning 1, nm: 35.54 nm at binning 2, and proportional to the energy.
-#: The header's own value is a constant of the set-up (31.2 nm in 2016) that is right at no energy near the Ni K edge.
+#: Pixel size of the 6-2C microscope at 9 keV and binning 1, nm: 35.54 nm at binning 2, and proportional to
+#: the energy. The header's own value is a constant of the set-up (31.2 nm in 2016) that is right at no energy
+#: near the Ni K edge.
 PIXEL_SIZE_NM_AT_9_KEV = 17.77
 
 
@@ -48,9 +51,9 @@ class Exposure:
     energy: float
     number: int
     shape: tuple[int, int] = (0, 0)
-    dtype: np.dtype = np.dtype("<u2")
+    dtype: np.dtype = UINT16
     exposure: float = np.nan
-    time: np.datetime64 = np.datetime64("NaT", "ns")
+    time: np.datetime64 = NEVER
     pixel_size_um: float = np.nan
     binning: int = 0
     fault: str = ""
@@ -65,7 +68,7 @@ class Series:
     references: tuple[Exposure, ...]
     notices: tuple[str, ...] = ()
     shape: tuple[int, int] = (0, 0)
-    dtype: np.dtype = np.dtype("<u2")
+    dtype: np.dtype = UINT16
 
     @property
     def corrupt_files(self) -> dict[str, str]:
@@ -76,8 +79,9 @@ class Series:
 def read_ssrl_xrm(folder: str | Path) -> Series:
     """Describe a folder of SSRL .xrm files from their names and headers; no pixel is read.
 
-    Files whose name does not follow the series' grammar are passed over. A file that cannot be read (truncated, without
-    a frame, of another shape than the rest) stays in its place in the series with the reason in `fault`.
+    Files whose name does not follow the series' grammar are passed over. A file that cannot be read
+    (truncated, without a frame, of another shape than the rest) stays in its place in the series with the
+    reason in `fault`.
 
     Parameters
     ----------
@@ -86,7 +90,8 @@ def read_ssrl_xrm(folder: str | Path) -> Series:
     Returns
     -------
     series : Series
-        Energies in eV; `scan` counts from 0, as the smallest "rep" number among the frames is taken for the first.
+        Energies in eV; `scan` counts from 0, as the smallest "rep" number among the frames is taken for the
+        first.
 
     Raises
     ------
@@ -130,8 +135,8 @@ def read_frame(path: str | Path) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the file is no OLE container, holds no frame, or holds fewer bytes than its header declares. The size is
-        checked before anything is allocated.
+        If the file is no OLE container, holds no frame, or holds fewer bytes than its header declares. The
+        size is checked before anything is allocated.
     """
     with _open(Path(path)) as ole:
         shape, dtype = _frame_kind(ole)
@@ -149,14 +154,10 @@ def open_ssrl_xrm(path: Path) -> Source | None:
         return None
     series = read_ssrl_xrm(path)
     return Source(
-        format="SSRL .xrm series",
-        table=_table(series),
-        frame_shape=series.shape,
-        dtype=series.dtype,
-        read_counts=partial(_read, series.frames, series.shape, series.dtype),
-        read_flat=partial(_read, tuple(e for e in series.references if not e.fault), series.shape, series.dtype),
-        corrupt_files=series.corrupt_files,
-        notices=series.notices,
+        format="SSRL .xrm series", table=_table(series), frame_shape=series.shape, dtype=series.dtype,
+        read_counts=partial(_read, series.frames, series.shape, series.dtype), read_flat=partial(_read,
+        tuple(e for e in series.references if not e.fault), series.shape, series.dtype),
+        corrupt_files=series.corrupt_files, notices=series.notices,
     )
 
 
@@ -270,12 +271,12 @@ def _time(ole: olefile.OleFileIO) -> np.datetime64:
     text = ole.openstream(where).read(24) if ole.exists(where) else b""
     parts = re.match(rb"(\d\d)/(\d\d)/(\d\d|\d{4}) (\d\d:\d\d:\d\d(?:\.\d+)?)", text)
     if not parts:
-        return np.datetime64("NaT", "ns")
+        return NEVER
     month, day, year, clock = (p.decode() for p in parts.groups())
     try:
         return np.datetime64(f"{year if len(year) == 4 else '20' + year}-{month}-{day}T{clock}", "ns")
     except ValueError:
-        return np.datetime64("NaT", "ns")
+        return NEVER
 
 
 def _frame_kind(ole: olefile.OleFileIO) -> tuple[tuple[int, int], np.dtype]:

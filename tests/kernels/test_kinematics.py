@@ -1,0 +1,142 @@
+"""Rates and paths against paths known in closed form; the common motion against one that was put in."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter1d
+
+from xreg.kernels.kinematics import common_motion, first_sighting, path_length, rates, since_first
+
+
+def planted(still, particles=9, frames=143, noise=0.05, own=4.0, seed=0):
+    """Positions of particles of which the first `still` do not move on their own, and the common motion."""
+    rng = np.random.default_rng(seed)
+    stage = np.cumsum(rng.normal(0, 1, (frames, 2)), axis=0)
+    deformation = gaussian_filter1d(rng.normal(size=(particles, frames, 2)), frames / 8, axis=1)
+    deformation *= own / np.abs(deformation).max()
+    deformation[:still] = 0
+    position = rng.uniform(0, 400, (particles, 1, 2)) + stage + deformation + rng.normal(0, noise, deformation.shape)
+    return position, stage - stage[0]
+
+
+def rms(error):
+    return np.sqrt(np.nanmean((error - np.nanmean(error, axis=0)) ** 2))
+
+
+def test_rates_are_exact_for_uniform_acceleration_whatever_the_gaps():
+    when = np.arange(20.0)
+    x = 3 + 2 * when - 0.25 * when**2
+    position = np.stack([x, 10 - when], axis=-1)[None]
+    position[0, [3, 4, 11]] = np.nan
+    velocity, acceleration = rates(position, when)
+    seen = np.isfinite(position[0, :, 0])
+    inner = seen & (when > 0) & (when < 19)
+    np.testing.assert_allclose(velocity[0, inner, 0], 2 - 0.5 * when[inner])
+    np.testing.assert_allclose(acceleration[0, inner], [[-0.5, 0.0]] * inner.sum(), atol=1e-12)
+    np.testing.assert_allclose(velocity[0, [0, 19], 0], [x[1] - x[0], x[19] - x[18]])
+    assert np.isnan(velocity[0, ~seen]).all()
+    assert np.isnan(acceleration[0, ~inner]).all()
+
+
+def test_rates_by_uneven_time():
+    when = np.array([0.0, 1.0, 4.0, 4.5, 9.0])
+    position = np.stack([when**2, -when], axis=-1)[None]
+    velocity, acceleration = rates(position, when)
+    np.testing.assert_allclose(velocity[0, 1:-1], np.stack([2 * when, -np.ones(5)], axis=-1)[1:-1])
+    np.testing.assert_allclose(acceleration[0, 1:-1, 0], 2)
+
+
+def test_time_that_stands_still_or_is_unknown_gives_no_rate():
+    position = np.zeros((1, 6, 2))
+    velocity, _ = rates(position, np.array([0.0, 1.0, 1.0, 2.0, np.nan, 4.0]))
+    np.testing.assert_array_equal(np.isnan(velocity[0, :, 0]), [False, True, True, True, True, True])
+
+
+def test_a_single_sighting_has_no_rate_but_a_path():
+    position = np.full((2, 4, 2), np.nan)
+    position[0, 2] = 1.0
+    velocity, acceleration = rates(position, np.arange(4.0))
+    assert np.isnan(velocity).all()
+    assert np.isnan(acceleration).all()
+    np.testing.assert_array_equal(path_length(position)[0], [np.nan, np.nan, 0, np.nan])
+    np.testing.assert_array_equal(first_sighting(position), [2, -1])
+    assert np.isnan(since_first(position, first_sighting(position))[1]).all()
+
+
+def test_path_is_straight_across_a_gap():
+    position = np.array([[[0, 0], [3, 4], [np.nan, np.nan], [3, 16]]], dtype=float)
+    np.testing.assert_array_equal(path_length(position)[0], [0, 5, np.nan, 17])
+
+
+def test_noise_lengthens_the_path_as_the_docstring_says():
+    position = np.random.default_rng(0).normal(0, 0.1, (20, 1000, 2))
+    assert path_length(position)[:, -1].mean() / 999 == pytest.approx(0.18, rel=0.03)
+
+
+@pytest.mark.parametrize("still", [2, 3, 9])
+def test_undeformed_particles_decide_alone(still):
+    position, stage = planted(still)
+    common, undeformed = common_motion(position)
+    np.testing.assert_array_equal(np.flatnonzero(undeformed), np.arange(still))
+    assert rms(common - stage) < 1.2 * 0.05 / np.sqrt(still)
+    np.testing.assert_array_equal(common[0], 0)
+
+
+def test_undeformed_particles_decide_although_often_missed():
+    position, stage = planted(4)
+    position[np.random.default_rng(1).random(position.shape[:2]) < 0.3] = np.nan
+    common, undeformed = common_motion(position)
+    assert undeformed.sum() >= 3
+    assert not undeformed[4:].any()
+    assert rms(common - stage) < 0.1
+
+
+def test_a_few_strongly_moving_particles_count_little_where_all_deform():
+    position, stage = planted(0, particles=30, own=0.5)
+    position[:5] += np.linspace(0, 40, 143)[:, None]
+    common, undeformed = common_motion(position)
+    assert not undeformed.any()
+    assert rms(common - stage) < 0.2
+    assert rms(np.mean(position - position[:, :1], axis=0) - stage) > 1.5
+
+
+def test_one_wild_position_does_no_harm():
+    position, stage = planted(9)
+    position[3, 50] += 200
+    assert rms(common_motion(position)[0] - stage) < 0.03
+
+
+def test_particles_hand_over_to_one_another():
+    position, stage = planted(6, particles=6, frames=300)
+    for p in range(6):
+        position[p, : max(50 * p - 20, 0)] = np.nan
+        position[p, 50 * p + 60 :] = np.nan
+    common, _ = common_motion(position)
+    assert np.isfinite(common).all()
+    assert np.abs(common - stage).max() < 0.5
+
+
+def test_frames_that_nothing_connects_are_unknown():
+    position, _ = planted(4, particles=4, frames=60)
+    position[:, 20:25] = np.nan
+    position[:2, 25:] = np.nan
+    position[2:, :25] = np.nan
+    common, _ = common_motion(position)
+    assert np.isfinite(common[:20]).all()
+    assert np.isnan(common[20:]).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 10), (3, 0), (1, 1), (1, 2), (2, 3)])
+def test_few_particles_and_frames(shape):
+    position = np.cumsum(np.ones((*shape, 2)), axis=1)
+    common, undeformed = common_motion(position)
+    assert undeformed.shape == shape[:1]
+    if shape[0]:
+        np.testing.assert_allclose(common, position[0] - position[0, :1])
+    else:
+        assert np.isnan(common).all()
+
+
+def test_nothing_seen():
+    common, undeformed = common_motion(np.full((2, 5, 2), np.nan))
+    assert np.isnan(common).all()
+    assert not undeformed.any()

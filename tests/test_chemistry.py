@@ -1,0 +1,95 @@
+"""Reference fits, oxidation states and particle summaries of stacks."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from xreg.chemistry import fit_references, oxidation_state, summarize_particles
+
+SCAN = np.concatenate([np.arange(8280, 8325, 5.0), np.arange(8325, 8370, 1.0), np.arange(8370, 8451, 10.0)])
+
+
+def edge(energy, at):
+    de = energy - at
+    return 0.5 + np.arctan(de / 1.4) / np.pi + 0.6 * np.exp(-0.5 * ((de - 7.0) / 2.8) ** 2)
+
+
+FINE = np.arange(8250, 8500, 0.5)
+REFERENCES = {"Ni2+": (FINE, edge(FINE, 8341.0)), "Ni4+": (FINE, edge(FINE, 8344.0))}
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Normalised stack of 2 particles in 2 scans, share of Ni4+ rising along x and with the scan."""
+    y, x = np.mgrid[:12, :12] - 5.5
+    share = np.stack([np.stack([0.3 + 0.2 * s + 0.03 * x + 0 * y for s in range(2)])] * 2)
+    energy = np.tile(SCAN, 2)
+    mix = np.repeat(share, len(SCAN), axis=1)
+    e = energy[:, None, None]
+    norm = (1 - mix) * edge(e, 8341.0) + mix * edge(e, 8344.0)
+    norm += 0.01 * np.random.default_rng(0).normal(size=norm.shape)
+    norm[0, 5, 0, 0] = np.nan
+    stack = xr.DataArray(norm.astype(np.float32), dims=("particle", "frame", "y", "x"),
+                         coords={"energy": ("frame", energy), "scan": ("frame", np.repeat([4, 7], len(SCAN)))})
+    return stack, share
+
+
+def test_shares_of_references(made, no_compute):
+    assert fit_references(made[0].chunk({"frame": 10}), REFERENCES)["weight"].chunks is not None
+
+
+def test_shares_equal_the_planted_ones(made):
+    stack, share = made
+    maps = fit_references(stack, REFERENCES).compute()
+    assert maps["reference"].values.tolist() == ["Ni2+", "Ni4+"]
+    assert maps["scan"].values.tolist() == [4, 7]
+    error = maps["weight"].sel(reference="Ni4+").values - share
+    assert np.isnan(error[0, 0, 0, 0])
+    assert np.isfinite(error).sum() == error.size - 1
+    assert np.nanstd(error / maps["weight_sigma"].sel(reference="Ni4+").values) == pytest.approx(1.0, abs=0.2)
+    again = fit_references(stack.chunk({"y": 5, "frame": 7}), REFERENCES).compute()
+    xr.testing.assert_identical(again, maps)
+
+
+def test_a_common_shift_is_fitted_along(made):
+    stack, share = made
+    moved = stack.assign_coords(energy=stack["energy"] + 0.7)
+    maps = fit_references(moved, REFERENCES, max_shift=1.5, energy_range=(8300, 8400)).compute()
+    assert np.nanmedian(maps["energy_shift"]) == pytest.approx(0.7, abs=0.05)
+    assert np.nanmedian(maps["weight"].sel(reference="Ni4+").values - share) == pytest.approx(0.0, abs=0.03)
+
+
+def test_references_on_another_scale(made):
+    wrong = {"Fe": (FINE - 1200.0, edge(FINE, 8341.0))}
+    with pytest.raises(ValueError, match="Check that data and references share one energy scale"):
+        fit_references(made[0], wrong)
+    with pytest.raises(ValueError, match="references is empty"):
+        fit_references(made[0], {})
+    with pytest.warns(UserWarning, match="taken as keV"):
+        fit_references(made[0], {"Ni2+": (FINE / 1000, REFERENCES["Ni2+"][1])})
+
+
+def test_oxidation_state_is_a_line_through_the_points():
+    energy = xr.DataArray([8341.0, 8342.5, np.nan], dims="x", attrs={"definition": "half_step"})
+    out = oxidation_state(energy, [(8341.0, 2.0), (8344.0, 4.0)], xr.full_like(energy, 0.3))
+    np.testing.assert_allclose(out["oxidation_state"], [2.0, 3.0, np.nan])
+    np.testing.assert_allclose(out["oxidation_state_sigma"], 0.2)
+    assert out["oxidation_state"].attrs["definition"] == "half_step"
+    with pytest.raises(ValueError, match="points hold 1 different edge energies"):
+        oxidation_state(energy, [(8341.0, 2.0), (8341.0, 3.0)])
+
+
+def test_particles_over_time():
+    y, x = np.mgrid[:21, :21] - 10.0
+    contour = xr.DataArray(np.stack([np.hypot(y, x) < 9] * 2), dims=("particle", "y", "x"))
+    maps = np.stack([np.stack([8340.0 + s + 0.1 * p * x - 0.05 * np.hypot(y, x) for s in range(3)]) for p in range(2)])
+    maps = xr.DataArray(maps, dims=("particle", "scan", "y", "x"), coords={"scan": [0, 1, 2]}, attrs={"units": "eV"})
+    table = summarize_particles(maps.chunk({"y": 4}), contour).compute()
+    np.testing.assert_allclose(table["mean"].diff("scan"), 1.0, atol=1e-9)
+    np.testing.assert_allclose(table["gradient"][1].values, [[0, 0.1]] * 3, atol=1e-9)
+    assert (table["core_offset"].sel(axis="x")[1] > 2).all()
+    assert (table["profile"][0].diff("shell") > 0).all()
+    assert table["gradient"].attrs["units"] == "eV/px"
+    assert int(table["count"][0, 0]) == int(contour[0].sum())
+    with pytest.raises(ValueError, match="maps has dims"):
+        summarize_particles(maps[0], contour)

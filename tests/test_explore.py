@@ -1,0 +1,66 @@
+"""Principal components and clusters of a stack's spectra."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from xreg.explore import cluster_spectra, decompose_spectra
+
+ENERGY = np.linspace(8320, 8380, 40)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Two particles, two scans: mixtures of two shapes in two sharply different halves."""
+    rng = np.random.default_rng(0)
+    a, b = np.tanh((ENERGY - 8341) / 3), np.exp(-0.5 * ((ENERGY - 8350) / 3) ** 2)
+    share = np.where(np.arange(14) < 5, -1.0, 1.0) * np.ones((2, 2, 12, 1)) + 0.1 * rng.normal(size=(2, 2, 12, 14))
+    cube = a[:, None, None] + share[:, :, None] * b[:, None, None]
+    cube += 0.01 * rng.normal(size=cube.shape)
+    cube[0, 0, 3, 0, 0] = np.nan
+    stack = xr.DataArray(cube.reshape(2, 80, 12, 14).astype(np.float32), dims=("particle", "frame", "y", "x"),
+                         coords={"energy": ("frame", np.tile(ENERGY, 2)), "scan": ("frame", np.repeat([0, 1], 40))})
+    contour = np.ones((2, 12, 14), dtype=bool)
+    contour[:, -1] = False
+    return stack, xr.DataArray(contour, dims=("particle", "y", "x")), share, b
+
+
+def test_components_equal_those_of_the_whole_matrix(made):
+    stack, contour, share, b = made
+    d = decompose_spectra(stack, contour, n_components=2).compute()
+    rows = np.moveaxis(stack.values.reshape(2, 2, 40, 12, 14), 2, -1)
+    keep = np.broadcast_to(contour.values[:, None], (2, 2, 12, 14)) & np.isfinite(rows).all(axis=-1)
+    np.testing.assert_array_equal(np.isfinite(d["score"].values[..., 0]), keep)
+    centred = rows[keep] - rows[keep].mean(axis=0, dtype=float)
+    _, size, right = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(d["component"].values), np.abs(right[:2]), atol=1e-5)
+    np.testing.assert_allclose(d["explained"], (size**2 / (size**2).sum())[:2], rtol=1e-5)
+    first = d["component"].values[0]
+    assert first @ b / np.linalg.norm(b) == pytest.approx(1.0, abs=1e-3)
+    assert np.corrcoef(d["score"].values[..., 0][keep], share[keep])[0, 1] > 0.99
+
+
+def test_chunks_and_laziness(made, no_compute):
+    stack, contour, _, _ = made
+    d = decompose_spectra(stack.chunk({"frame": 7, "y": 5}), contour)
+    assert d["score"].data.chunks[:2] == ((1, 1), (1, 1))
+
+
+def test_clusters_are_the_halves(made):
+    stack, contour, share, _ = made
+    c = cluster_spectra(decompose_spectra(stack, contour), n_clusters=2).compute()
+    label = c["cluster"].values
+    assert set(np.unique(label)) == {-1, 0, 1}
+    assert (label[:, :, -1] == -1).all()
+    assert label[0, 0, 0, 0] == -1
+    keep = label >= 0
+    np.testing.assert_array_equal(label[keep], (share[keep] < 0).astype(int))
+    assert c["spectrum"].dims == ("cluster_number", "energy")
+
+
+def test_wrong_input(made):
+    stack, contour, _, _ = made
+    with pytest.raises(ValueError, match="scan 1 has other energies than scan 0"):
+        decompose_spectra(stack.isel(frame=slice(0, 79)), contour)
+    with pytest.raises(ValueError, match="need 1 to 40, the number of energies"):
+        decompose_spectra(stack, contour, n_components=41)

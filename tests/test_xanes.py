@@ -1,0 +1,231 @@
+"""Edge-energy maps of stacks: laziness, chunk-blindness, missing frames, odd energies, and planted chemistry."""
+
+import runpy
+from pathlib import Path
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+from xreg.kernels.operators import EdgeSettings
+from xreg.schema import RESULT, FitStatus, check_variable
+from xreg.xanes import fit_block, fit_edges, normalize_stack
+
+SCAN = np.concatenate([np.linspace(8200, 8320, 22, endpoint=False), np.linspace(8320, 8374, 90, endpoint=False),
+                       np.linspace(8374, 8700, 31)])
+ATTRS = {"element": "Ni", "edge": "K"}
+
+
+def spectrum(energy, shift):
+    de = energy - 8341.0 - shift
+    edge = 0.5 + np.arctan(de / 1.4) / np.pi + 0.55 * np.exp(-0.5 * ((de - 7.0) / 2.8) ** 2)
+    return 0.4 * (8333.0 / energy) ** 3 + edge
+
+
+def made_stack(particles=3, scans=2, size=24, counts=9000.0, seed=0):
+    """Registered stack of discs whose edge moves along x and with the scan; outlines and planted shifts."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    contour = np.broadcast_to(np.hypot(y, x) < 0.45 * size, (particles, size, size))
+    energy, scan = np.tile(SCAN, scans), np.repeat(np.arange(scans), len(SCAN))
+    slope = np.linspace(-1, 1, particles)[:, None, None, None]
+    shift = 0.5 * np.arange(scans)[:, None, None] + slope * x / size
+    step = np.where(contour, 0.45 + 0.1 * np.cos(y / 4), 0.0)[:, None]
+    clean = step * spectrum(energy[:, None, None], np.repeat(shift, len(SCAN), axis=1))
+    noisy = clean + rng.normal(size=clean.shape) * np.sqrt(np.exp(clean) / counts)
+    dims = ("particle", "frame", "y", "x")
+    stack = xr.DataArray(noisy.astype(np.float32), dims=dims, attrs=ATTRS,
+                         coords={"energy": ("frame", energy), "scan": ("frame", scan), "y": y[:, 0], "x": x[0]})
+    return stack, xr.DataArray(contour, dims=("particle", "y", "x")), shift
+
+
+@pytest.fixture(scope="module")
+def made():
+    return made_stack()
+
+
+def test_maps_hold_the_planted_shifts(made):
+    stack, contour, shift = made
+    maps = fit_edges(stack, contour, also=("template_shift",)).compute()
+    for name in ("edge_energy", "edge_energy_sigma", "edge_step", "whiteline_energy", "fit_status"):
+        check_variable(maps[name], RESULT[name])
+    inside = np.broadcast_to(contour.values[:, None], maps["edge_energy"].shape)
+    assert np.isfinite(maps["edge_energy"].values[inside]).mean() > 0.98
+    assert np.isnan(maps["edge_energy"].values[~inside]).all()
+    assert (maps["fit_status"].values[~inside] == FitStatus.OUTSIDE).all()
+    error = (maps["edge_energy"].values - shift)[inside]
+    assert np.nanmedian(np.abs(error - np.nanmedian(error))) < 0.12
+    better = (maps["template_shift_energy"].values - shift)[inside]
+    assert np.nanmedian(np.abs(better - np.nanmedian(better))) < 0.06
+    assert maps["edge_energy"].attrs["definition"] == "half_step"
+    assert maps["template_shift_energy"].attrs["definition"] == "template_shift"
+    assert maps["edge_energy"].attrs["e0"] == 8333.0
+    assert maps["edge_energy"].attrs["norm1"] == 25.0
+    assert maps["fit_status"].attrs["flag_meanings"].split()[4] == "out_of_range"
+
+
+@pytest.mark.parametrize("chunks", [
+    {"particle": 2, "frame": 16}, {"frame": 100, "y": 7, "x": 9}, {"particle": 1, "frame": -1},
+])
+def test_chunks_do_not_matter(made, chunks):
+    stack, contour, _ = made
+    holed = stack.copy(data=stack.values.copy())
+    holed[0, 30:33] = np.nan
+    holed[1, ::9, :4] = np.nan
+    whole = fit_edges(holed, contour, also=("whiteline_raw",)).compute()
+    xr.testing.assert_identical(fit_edges(holed.chunk(chunks), contour, also=("whiteline_raw",)).compute(), whole)
+
+
+def test_building_computes_nothing(made, no_compute):
+    stack, contour, _ = made
+    maps = fit_edges(stack.chunk({"frame": 16}), contour.chunk({"y": 5}))
+    assert maps["edge_energy"].chunks[:2] == ((1, 1, 1), (1, 1))
+    assert normalize_stack(stack.chunk({"frame": 16})).chunks is not None
+
+
+def test_one_particle_of_one_scan_reads_its_chunks_alone(made):
+    stack, contour, _ = made
+    seen = []
+
+    def note(block, block_id):
+        seen.append(block_id)
+        return block
+
+    lazy = stack.chunk({"particle": 1, "frame": 16})
+    lazy = lazy.copy(data=da.map_blocks(note, lazy.data, meta=np.empty((0,) * 4, np.float32)))
+    fit_edges(lazy, contour)["edge_energy"].isel(particle=1, scan=1).compute(scheduler="synchronous")
+    assert {p for p, *_ in seen} == {1}
+    assert {k for _, k, *_ in seen} == set(range(143 // 16, -(-286 // 16)))
+
+
+def test_order_of_frames_and_missing_frames(made):
+    stack, contour, shift = made
+    order = np.random.default_rng(0).permutation(stack.sizes["frame"])
+    whole = fit_edges(stack, contour).compute()
+    mixed = fit_edges(stack.isel(frame=order), contour)
+    np.testing.assert_allclose(mixed["edge_energy"], whole["edge_energy"], rtol=1e-12)
+    fewer = stack.isel(frame=np.delete(np.arange(286), [3, 60, 61, 143, 285]))
+    error = fit_edges(fewer, contour)["edge_energy"].values - shift
+    assert np.isfinite(error).sum() > 0.98 * np.isfinite(whole["edge_energy"].values).sum()
+    assert np.nanmedian(np.abs(error - np.nanmedian(error))) < 0.12
+
+
+def test_missing_pixels_are_fitted_with_the_energies_they_have(made):
+    stack, contour, shift = made
+    holed = stack.copy(data=stack.values.copy())
+    holed[:, 20:26] = np.nan                     # blank frames
+    holed[0, 50:54, 8:12, ::2] = np.nan          # pixels that a frame misses
+    holed[0, 85:143, 20:] = np.nan               # pixels without post-edge
+    holed[1, :143] = np.nan                      # a particle that is not seen in a scan
+    maps = fit_edges(holed, contour).compute()
+    error = maps["edge_energy"].values - shift
+    inside = contour.values
+    assert np.isfinite(error[0, 0, 8:12, 8:12]).all()
+    assert np.isin(maps["fit_status"].values[0, 0, 20:][inside[0, 20:]], FitStatus.TOO_FEW_ENERGIES).all()
+    assert (maps["fit_status"].values[1, 0][inside[1]] == FitStatus.TOO_FEW_ENERGIES).all()
+    assert np.nanmedian(np.abs(error - np.nanmedian(error))) < 0.12
+    bad = ~np.isfinite(maps["edge_energy"].values)
+    assert (maps["fit_status"].values[bad] != FitStatus.OK).all()
+    assert (maps["fit_status"].values[~bad] == FitStatus.OK).all()
+
+
+def test_two_energies_give_a_status(made):
+    stack, contour, _ = made
+    two = stack.isel(frame=[20, 80])
+    assert two["energy"].values == pytest.approx([8309, 8354.8], abs=1)
+    maps = fit_edges(two, contour).compute()
+    assert set(np.unique(maps["fit_status"])) == {FitStatus.OUTSIDE, FitStatus.TOO_FEW_ENERGIES}
+    assert np.isnan(maps["edge_energy"]).all()
+
+
+def test_repeated_energies_are_averaged(made):
+    stack, contour, _ = made
+    once = fit_edges(stack, contour).compute()
+    twice = fit_edges(xr.concat([stack, stack], dim="frame"), contour).compute()
+    np.testing.assert_allclose(twice["edge_energy"], once["edge_energy"], rtol=1e-9)
+
+
+def test_kev_is_converted_with_a_notice(made):
+    stack, contour, _ = made
+    kev = stack.assign_coords(energy=stack["energy"] / 1000)
+    with pytest.warns(UserWarning, match="taken as keV"):
+        maps = fit_edges(kev, contour)
+    np.testing.assert_allclose(maps["edge_energy"], fit_edges(stack, contour)["edge_energy"], rtol=1e-9)
+
+
+def test_without_contour_or_attributes(made):
+    stack, contour, _ = made
+    bare = stack.copy()
+    bare.attrs = {}
+    maps = fit_edges(bare).compute()
+    inside = np.broadcast_to(contour.values[:, None], maps["edge_energy"].shape)
+    assert (maps["fit_status"].values[inside] == FitStatus.OK).mean() > 0.98
+    outside = maps["fit_status"].values[~inside]
+    assert np.isin(outside, [FitStatus.NO_EDGE, FitStatus.THIN]).mean() > 0.99
+    assert maps["edge_energy"].attrs["e0"].startswith("largest derivative")
+
+
+def test_block_function_equals_the_lazy_maps(made):
+    stack, contour, _ = made
+    maps = fit_edges(stack, contour).compute()
+    block = fit_block(stack.values[:, :143], SCAN, contour.values, EdgeSettings(e0=8333.0))
+    for name, values in block.items():
+        np.testing.assert_array_equal(values, maps[name].values[:, 0])
+
+
+def test_normalised_stack(made):
+    stack, contour, _ = made
+    norm = normalize_stack(stack, contour, flat=True).compute()
+    assert norm.dims == stack.dims
+    assert norm.dtype == np.float32
+    inside = contour.values[0]
+    last = norm.values[0, 120:140][:, inside]
+    assert np.median(last) == pytest.approx(1.0, abs=0.02)
+    assert np.isnan(norm.values[0][:, ~inside]).all()
+    repeated = normalize_stack(xr.concat([stack[:1], stack[:1]], dim="frame"), contour[:1]).compute()
+    assert repeated.shape[1] == 572
+    assert np.isfinite(repeated.values[0][:, inside]).all()
+
+
+def test_scans_may_differ_in_their_energies(made):
+    stack, contour, _ = made
+    mixed = stack.isel(frame=np.r_[0:143, 144:286])
+    attrs = fit_edges(mixed, contour)["edge_energy"].attrs
+    assert len(attrs["pre1"] if isinstance(attrs["pre1"], list) else [1]) in (1, 2)
+
+
+def test_edge_outside_all_energies(made):
+    stack, contour, _ = made
+    with pytest.raises(ValueError, match=r"e0 is 7112 eV but the energies run from 8200 to 8700 eV"):
+        fit_edges(stack, contour, e0=7112.0)
+
+
+def test_wrong_input(made):
+    stack, contour, _ = made
+    with pytest.raises(ValueError, match="the stack has dims"):
+        fit_edges(stack.transpose("frame", "particle", "y", "x"), contour)
+    with pytest.raises(ValueError, match=r"has no coordinate scan on its frames; add it with stack\.assign_coords"):
+        fit_edges(stack.drop_vars("scan"), contour)
+    with pytest.raises(ValueError, match="contour has dims"):
+        fit_edges(stack, contour.transpose("y", "particle", "x"))
+    with pytest.raises(ValueError, match="fit settings have no smoothing; choose from definition"):
+        fit_edges(stack, contour, smoothing=3)
+    with pytest.raises(ValueError, match="need photon energies in eV"):
+        fit_edges(stack.assign_coords(energy=stack["energy"] * 0), contour)
+
+
+def test_threads_do_not_matter(made):
+    stack, contour, _ = made
+    lazy = fit_edges(stack, contour)["edge_energy"]
+    with dask.config.set(scheduler="synchronous"):
+        alone = lazy.compute()
+    xr.testing.assert_identical(lazy.compute(scheduler="threads"), alone)
+
+
+def test_speed_benchmark_runs_small(capsys):
+    path = Path(__file__).parents[1] / "benchmarks" / "xanes_speed.py"
+    speeds = runpy.run_path(str(path))["main"](pixels=1, threads=1, sample=5)
+    assert min(speeds.values()) > 0
+    assert "spectra/s" in capsys.readouterr().out
