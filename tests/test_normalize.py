@@ -202,7 +202,8 @@ def test_field_of_view_can_be_given(raw):
 
 def test_frames_that_came_as_optical_density(phantom):
     rng = np.random.default_rng(1)
-    density = np.stack([phantom.particle_density(i) + 0.7 + 0.02 * rng.standard_normal(PHANTOM.shape) for i in range(4)])
+    noise = 0.02 * rng.standard_normal((4, *PHANTOM.shape))
+    density = noise + 0.7 + np.stack([phantom.particle_density(i) for i in range(4)])
     density[:, :10] = np.nan
     density[3] = np.nan
     raw = xr.Dataset(

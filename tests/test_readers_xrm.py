@@ -54,7 +54,8 @@ def test_measured_series_is_described(measured):
 def test_measured_series_as_a_raw_store(measured):
     source = open_source(measured)
     raw = source.dataset_template()
-    validate(raw, RAW, "counts", "flats", "energy", "scan", "time", "exposure", "flat_energy", "flat_time", "frame_status")
+    validate(raw, RAW, "counts", "flats", "energy", "scan", "time", "exposure", "frame_status")
+    validate(raw, RAW, "flat_energy", "flat_time", "flat_exposure")
     assert raw.counts.shape == (6, 1024, 1024)
     assert raw.flats.shape == (16, 1024, 1024)
     assert raw.counts.dtype == raw.flats.dtype == np.uint16

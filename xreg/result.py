@@ -30,8 +30,6 @@ def open_result(path: str | Path) -> xr.Dataset:
         If there is no such store; for a lazy run also if the raw store has gone or has changed.
     """
     result = store.open_store(path)
-    tables = [name for name, array in result.variables.items() if not {"y", "x"} <= set(array.dims)]
-    result = result.assign({n: result[n].load() for n in tables if n in result.data_vars})
     if result.attrs.get("lazy"):
         result = _with_stacks(result, Path(path))
     return result

@@ -256,19 +256,23 @@ def _sound_pictures(path: str, variable: str, length: int, block_id: tuple[int, 
 
 
 def open_store(path: str | Path) -> xr.Dataset:
-    """Open a result, a truth or a group of working tables: pictures and maps dask-backed by their stored chunks.
+    """Open a result, a truth or a group of working tables.
 
-    Variables of at most three dims that do not grow with the number of pixels (coordinates) are in memory.
+    Pictures, stacks and maps, and tables of regions, are dask-backed in their stored chunks; the rest is in memory.
     """
     _open_group(path)
-    ds = xr.open_zarr(str(path), chunks={}, consolidated=False, mask_and_scale=False)
-    for name in ds.variables:
-        ds[name].attrs.pop("_FillValue", None)
+    ds = xr.open_zarr(str(path), chunks=None, consolidated=False, mask_and_scale=False)
+    ds = ds.set_coords([n for n in ("energy", "frame_scan", "time") if n in ds])
+    for name in list(ds.variables):
+        array = ds[name]
+        array.attrs.pop("_FillValue", None)
+        if {"y", "x"} <= set(array.dims) or "roi" in array.dims:
+            ds[name] = array.chunk(array.encoding["preferred_chunks"])
+        elif name not in ds.indexes:
+            ds[name] = array.load()
     if "axis" in ds.coords:
         ds = ds.assign_coords(axis=[str(a) for a in ds["axis"].values])
-    coords = [n for n in ("energy", "frame_scan", "time", "frame_status") if n in ds]
-    ds = ds.assign({n: ds[n].load() for n in coords})
-    return ds.set_coords([n for n in coords if n != "frame_status"])
+    return ds
 
 
 def _open_group(path: str | Path) -> zarr.Group:

@@ -66,7 +66,7 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
     attrs = _resolved(settings, energies)
     names = edge.field_names(settings)
     sizes = stack.sizes
-    chunks = ((1,) * sizes["particle"], (1,) * len(scans), (len(names),), (sizes["y"],), (sizes["x"],))
+    chunks = ((1,) * sizes["particle"] or (0,), (1,) * len(scans), (len(names),), (sizes["y"],), (sizes["x"],))
     arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
     maps = da.map_blocks(
         _fit_task, *arrays, energies=energies, settings=settings, new_axis=2, chunks=chunks,
