@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 
 from xreg.kernels.geometry import pixel_scale, to_reference
-from xreg.kernels.kinematics import common_motion, first_sighting, path_length, rates, since_first
+from xreg.kernels.kinematics import common_motion, first_sighting, path_length, position_noise, rates, since_first
 from xreg.schema import AXES, RESULT, describe, validate
 
 _VECTOR = ("particle", "frame", "axis")
@@ -21,7 +21,8 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     Parameters
     ----------
     tracks : Dataset
-        `position` (particle, frame, axis), raw px, NaN where not seen; coordinate `energy` (frame) in eV and,
+        `position` (particle, frame, axis), raw px, NaN where not seen, and if at hand `contrast` (particle, frame), by
+        which the errors are told apart; coordinate `energy` (frame) in eV and,
         optionally, `time` (frame), datetime64 or seconds; attributes `magnification` ("constant" if absent),
         `pixel_size_nm`, `pixel_size_energy_ev` and, where the magnification changes, `frame_shape` (ny, nx).
     reference_particle : int, optional
@@ -32,6 +33,8 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     motion : Dataset, in memory
         In px at `pixel_size_energy_ev`, NaN where the particle is not seen:
 
+        * `position_sigma` (particle, frame, axis), standard error of the position from the scatter of neighbouring
+          positions (see `kernels.kinematics.position_noise`);
         * `displacement` (particle, frame, axis) since the particle's first sighting;
         * `velocity`, px/frame, by central differences over the sightings on either side (one-sided at the first
           and last) with the true number of frames between them, and `acceleration`, px/frame2, likewise (NaN at
@@ -59,8 +62,10 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     distance = path_length(place)
     rigid, fixed = _rigid(tracks, place, displacement, reference_particle)
     still = since_first(np.broadcast_to(rigid, place.shape), first)
+    noise = position_noise(place, tracks["contrast"].values if "contrast" in tracks else None)
     motion = xr.Dataset(
         {
+            "position_sigma": (_VECTOR, np.repeat(noise[..., None], 2, axis=-1)),
             "displacement": (_VECTOR, displacement),
             "velocity": (_VECTOR, velocity),
             "acceleration": (_VECTOR, acceleration),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
+from xreg.kernels import kinematics
 from xreg.kernels.kinematics import common_motion, first_sighting, path_length, rates, since_first
 
 
@@ -140,3 +141,19 @@ def test_nothing_seen():
     common, undeformed = common_motion(np.full((2, 5, 2), np.nan))
     assert np.isnan(common).all()
     assert not undeformed.any()
+
+
+def test_position_noise_is_that_of_the_positions_whatever_the_motion():
+    rng = np.random.default_rng(0)
+    time = np.arange(400)
+    stage = np.cumsum(rng.normal(0, 0.3, (400, 2)), axis=0)
+    own = np.stack([3 * np.sin(time / (30 + 5 * p))[:, None] * [1, -0.5] for p in range(6)])
+    contrast = np.tile(np.where(time < 200, 0.2, 0.6), (6, 1)) + rng.normal(0, 0.01, (6, 400))
+    truth = np.where(time < 200, 0.15, 0.05)
+    position = own + stage + truth[None, :, None] * rng.standard_normal((6, 400, 2))
+    position[2, 50:60] = np.nan
+    noise = kinematics.position_noise(position, contrast)
+    assert np.isnan(noise[2, 50:60]).all()
+    np.testing.assert_allclose(np.nanmedian(noise[:, :200]), 0.15, rtol=0.2)
+    np.testing.assert_allclose(np.nanmedian(noise[:, 200:]), 0.05, rtol=0.2)
+    assert len(np.unique(kinematics.position_noise(position)[0])) == 1

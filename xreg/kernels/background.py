@@ -16,9 +16,7 @@ TILE, MOST_TILES = 24, 300
 FEWEST_CELLS = 0.08
 
 
-def fit_background(
-    density: np.ndarray, lit: np.ndarray | None = None, modes: np.ndarray | None = None
-) -> np.ndarray:
+def fit_background(density: np.ndarray, lit: np.ndarray | None = None, modes: np.ndarray | None = None) -> np.ndarray:
     """Offset and tilt of the open background of a frame whose particles are broad and absorb.
 
     The frame is averaged into about 64 x 64 cells. A plane is laid under them (their 6 % quantile), which
@@ -67,9 +65,7 @@ def fit_background(
     return surface
 
 
-def background_surface(
-    coefficients: np.ndarray, shape: tuple[int, int], modes: np.ndarray | None = None
-) -> np.ndarray:
+def background_surface(coefficients: np.ndarray, shape: tuple[int, int], modes: np.ndarray | None = None) -> np.ndarray:
     """Background of the given coefficients (see `fit_background`), (ny, nx) float32."""
     offset, slope_y, slope_x = coefficients[:3]
     y, x = (_along(n) for n in shape)

@@ -19,6 +19,8 @@ _OUTSIDER = 1e-6
 #: Smallest noise of a position that is believed, and that which is assumed where it cannot be had, in px.
 _LEAST_NOISE, _USUAL_NOISE = 0.01, 0.1
 _ITERATIONS = 30
+#: Sightings that a group needs for an error of its own.
+_FEWEST_GROUPED = 40
 
 
 def first_sighting(position: np.ndarray) -> np.ndarray:
@@ -167,16 +169,56 @@ def _fit_robustly(
     return motion
 
 
-def _noise(position: np.ndarray) -> np.ndarray:
-    """Noise of each particle's position per axis (p,), from second differences of positions (p, f, 2).
+def position_noise(position: np.ndarray, contrast: np.ndarray | None = None) -> np.ndarray:
+    """Standard error of every position, from how much neighbouring positions scatter.
 
-    Deformation is smooth from frame to frame, noise is not, and common motion is what the median particle does.
+    Deformation is smooth from frame to frame and common motion is what the median particle does, so that second
+    differences less their median are noise. A particle's error grows where its contrast is low, so that its sightings
+    are sorted by contrast into up to four groups, each with an error of its own. Errors that change slowly (a
+    background that pulls the contour) do not show in second differences and are not in it.
+
+    Parameters
+    ----------
+    position : array, shape (particles, frames, 2)
+        Reference px, NaN where not seen.
+    contrast : array, shape (particles, frames), optional
+        By which sightings are grouped; by default each particle has one error.
+
+    Returns
+    -------
+    array, shape (particles, frames), px
+        Standard error per axis; NaN where not seen.
     """
+    bend = np.full(position.shape[:2], np.nan)
+    bend[:, 1:-1] = np.linalg.norm(_bends(position), axis=-1)
+    seen = np.isfinite(position).all(axis=-1)
+    usual = _noise(position)
+    noise = np.where(seen, usual[:, None], np.nan)
+    for particle in range(len(position)) if contrast is not None else ():
+        known = np.flatnonzero(seen[particle] & np.isfinite(bend[particle]) & np.isfinite(contrast[particle]))
+        groups = min(4, len(known) // _FEWEST_GROUPED)
+        if groups > 1:
+            limits = np.quantile(contrast[particle, known], np.arange(1, groups) / groups)
+            group = np.digitize(contrast[particle], limits)
+            for k in range(groups):
+                width = _quantile(bend[particle, known][None, group[known] == k], 0.8)[0]
+                noise[particle, seen[particle] & (group == k)] = width / (_RAYLEIGH_80 * np.sqrt(6))
+    return np.where(seen, np.maximum(noise, _LEAST_NOISE), np.nan)
+
+
+def _bends(position: np.ndarray) -> np.ndarray:
+    """Second differences (p, f - 2, 2) of positions (p, f, 2), less those of the median particle."""
     bend = position[:, :-2] - 2 * position[:, 1:-1] + position[:, 2:]
-    bend = bend[:, np.isfinite(bend).any(axis=(0, 2))]
-    if bend.size:
-        bend = bend - np.nanmedian(bend, axis=0)
-    noise = _quantile(np.linalg.norm(bend, axis=-1), 0.8) / (_RAYLEIGH_80 * np.sqrt(6))
+    known = np.isfinite(bend).any(axis=(0, 2))
+    if known.any():
+        bend[:, known] -= np.nanmedian(bend[:, known], axis=0)
+    return bend
+
+
+def _noise(position: np.ndarray) -> np.ndarray:
+    """Noise of each particle's position per axis (p,), from second differences of positions (p, f, 2)."""
+    bend = np.linalg.norm(_bends(position), axis=-1)
+    noise = _quantile(bend[:, np.isfinite(bend).any(axis=0)], 0.8) / (_RAYLEIGH_80 * np.sqrt(6))
     usual = np.median(noise[np.isfinite(noise)]) if np.isfinite(noise).any() else _USUAL_NOISE
     return np.maximum(np.where(np.isfinite(noise), noise, usual), _LEAST_NOISE)
 

@@ -117,9 +117,7 @@ def average_flats(
     rate = (total - np.float32(counted) * illumination.dark) / np.float32(weight)
     noise = illumination.grain_noise * squares / weight**2
     share = illumination.grain / (illumination.grain + noise) if noise > 0 else 1.0
-    log = background.shrink_grain(
-        intensity.repair(rate, illumination.bad), illumination.flat, illumination.lit, share
-    )
+    log = background.shrink_grain(intensity.repair(rate, illumination.bad), illumination.flat, illumination.lit, share)
     return Reference(log, _level_of(rate, illumination, dark=False))
 
 

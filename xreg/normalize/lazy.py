@@ -13,8 +13,7 @@ _OUTPUTS = {"optical_density": np.float32, "noise": np.float64, "background": np
 
 
 def normalize_frames(
-    raw: xr.Dataset, illumination: Illumination | None = None, *, field: tuple[int, int, int, int] | None =
-    None
+    raw: xr.Dataset, illumination: Illumination | None = None, *, field: tuple[int, int, int, int] | None = None
 ) -> xr.Dataset:
     """Optical density above the background of all frames, lazily.
 
@@ -98,8 +97,7 @@ def _plans(raw: xr.Dataset, sizes: tuple[int, ...], choice: FlatChoice | None, i
         known = np.unique(recipe[part][recipe[part] >= 0])
         local = np.searchsorted(known, recipe[part])
         table = dask.delayed(_plan_table)(
-            [references[k] for k in known], np.where(recipe[part] >= 0, local, -1), seconds[part],
-            status[part]
+            [references[k] for k in known], np.where(recipe[part] >= 0, local, -1), seconds[part], status[part]
         )
         return da.from_delayed(
             table, (part.stop - part.start, 1, 1), dtype=object, meta=np.empty((0, 0, 0), dtype=object)
@@ -125,8 +123,7 @@ def _normalize_task(frames: np.ndarray, plans: np.ndarray, illumination: Illumin
     if leveled:
         done = [level_frame(f, illumination, s) for f, (_, _, s) in zip(frames, plans, strict=True)]
     else:
-        done = [normalize_frame(f, r, illumination, t, s) for f, (r, t, s) in zip(frames, plans,
-        strict=True)]
+        done = [normalize_frame(f, r, illumination, t, s) for f, (r, t, s) in zip(frames, plans, strict=True)]
     record = np.empty((1, 1, 1), dtype=object)
     record[0, 0, 0] = stacked(done, frames.shape[1:])
     return record
@@ -143,6 +140,6 @@ def _whole_frames(frames: xr.DataArray):
     if not isinstance(frames.data, da.Array):
         return da.from_array(frames.data, chunks=(16, -1, -1))
     if frames.data.numblocks[1:] != (1, 1):
-        msg = f'{frames.name} has {frames.data.numblocks[1:]} chunks along y and x; need 1 each: .chunk(y=-1, x=-1).'
+        msg = f"{frames.name} has {frames.data.numblocks[1:]} chunks along y and x; need 1 each: .chunk(y=-1, x=-1)."
         raise ValueError(msg)
     return frames.data

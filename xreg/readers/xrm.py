@@ -105,9 +105,7 @@ def read_ssrl_xrm(folder: str | Path) -> Series:
         raise ValueError(msg)
     energies, notices = _energies([match for _, match in named])
     first = min((int(m["rep"]) for _, m in named if not m["ref"]), default=0)
-    exposures = [
-        _describe(path, match, energy, first) for (path, match), energy in zip(named, energies, strict=True)
-    ]
+    exposures = [_describe(path, match, energy, first) for (path, match), energy in zip(named, energies, strict=True)]
     good = [e for e in exposures if not e.fault]
     for kind, wanted in (("frame of a sample", False), ("open-beam reference", True)):
         if not any(e.reference is wanted for e in good):
@@ -154,10 +152,14 @@ def open_ssrl_xrm(path: Path) -> Source | None:
         return None
     series = read_ssrl_xrm(path)
     return Source(
-        format="SSRL .xrm series", table=_table(series), frame_shape=series.shape, dtype=series.dtype,
-        read_counts=partial(_read, series.frames, series.shape, series.dtype), read_flat=partial(_read,
-        tuple(e for e in series.references if not e.fault), series.shape, series.dtype),
-        corrupt_files=series.corrupt_files, notices=series.notices,
+        format="SSRL .xrm series",
+        table=_table(series),
+        frame_shape=series.shape,
+        dtype=series.dtype,
+        read_counts=partial(_read, series.frames, series.shape, series.dtype),
+        read_flat=partial(_read, tuple(e for e in series.references if not e.fault), series.shape, series.dtype),
+        corrupt_files=series.corrupt_files,
+        notices=series.notices,
     )
 
 
