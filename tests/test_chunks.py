@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,7 +42,8 @@ def test_no_frames_make_no_blocks():
 
 
 @pytest.mark.parametrize(("start", "stop", "aligned"), [
-    (0, 4, True), (4, 8, True), (8, 10, True), (0, 10, True), (0, 3, False), (2, 4, False), (8, 12, False), (4, 4, False),
+    (0, 4, True), (4, 8, True), (8, 10, True), (0, 10, True),
+    (0, 3, False), (2, 4, False), (8, 12, False), (4, 4, False),
 ])
 def test_is_aligned(start, stop, aligned):
     assert chunks.is_aligned((slice(start, stop),), (10,), (4,)) is aligned
@@ -50,7 +53,7 @@ def test_is_aligned(start, stop, aligned):
 def test_runs_join_neighbours(indices):
     found = chunks.runs(sorted(indices))
     assert [i for a, b in found for i in range(a, b)] == sorted(indices)
-    assert all(b < c for (_, b), (c, _) in zip(found, found[1:], strict=False))
+    assert all(b < c for (_, b), (c, _) in itertools.pairwise(found))
 
 
 @pytest.mark.parametrize(("scan", "wanted"), [

@@ -77,5 +77,5 @@ def test_a_scheduler_that_goes_away_is_a_sentence(threads):
         answers = pool.each(time.sleep, [0.01, 0.2, 0.2, 0.2, 0.2])
         next(answers)
         client.close()
-        with pytest.raises(ConnectionError, match="scheduler has gone away; .* --resume"):
+        with pytest.raises(ConnectionError, match=r"scheduler has gone away; .* --resume"):
             list(answers)

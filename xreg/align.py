@@ -3,15 +3,12 @@
 import dask.array as da
 import numpy as np
 import xarray as xr
-from scipy import ndimage
 
 from xreg.chunks import whole_frames
 from xreg.kernels.geometry import pixel_scale
 from xreg.kernels.resample import sample_window
+from xreg.kernels.windows import cut_window
 from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, describe, validate
-
-#: Pixels beyond a window that a cubic spline needs to be as exact as on the whole frame (0.27 ** 8 < 1e-4).
-_MARGIN = 8
 
 
 def align_block(optical_density: np.ndarray, position: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
@@ -40,31 +37,8 @@ def align_block(optical_density: np.ndarray, position: np.ndarray, scale: np.nda
     for frame, density in enumerate(optical_density):
         for particle, centre in enumerate(position[:, frame]):
             if np.isfinite(centre).all():
-                aligned[particle, frame] = _cut(density, centre, 1 / scale[frame], half)
+                aligned[particle, frame] = cut_window(density, centre, 1 / scale[frame], half)
     return aligned
-
-
-def _cut(density: np.ndarray, centre: np.ndarray, step: float, half: int) -> np.ndarray:
-    """Window of one frame about a real position, samples `step` px apart, (2 half + 1, 2 half + 1)."""
-    side = 2 * half + 1
-    first = centre - half * step
-    low = np.maximum(np.floor(first).astype(int) - _MARGIN, 0)
-    high = np.minimum(np.ceil(centre + half * step).astype(int) + _MARGIN + 1, density.shape)
-    if (high - low < 2).any():
-        return np.full((side, side), np.nan, np.float32)
-    patch = density[low[0]:high[0], low[1]:high[1]]
-    invalid = ~np.isfinite(patch)
-    where = {"matrix": np.array([step, step]), "offset": first - low, "output_shape": (side, side)}
-    filled = np.where(invalid, np.nanmedian(patch) if not invalid.all() else 0.0, patch)
-    window = ndimage.affine_transform(filled, **where, order=3, mode="mirror").astype(np.float32)
-    # Samples off the frame, and those that an invalid pixel had a part in.
-    unseen = ndimage.affine_transform(invalid.astype(np.float32), **where, order=1, mode="constant", cval=1.0)
-    for axis in (0, 1):
-        along = first[axis] + np.arange(side) * step
-        off = (along < 0) | (along > density.shape[axis] - 1)
-        unseen[(off, slice(None)) if axis == 0 else (slice(None), off)] = 1.0
-    window[unseen > 1e-3] = np.nan
-    return window
 
 
 def window_half(rois: xr.Dataset, track: np.ndarray, scale: np.ndarray) -> int:

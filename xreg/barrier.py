@@ -1,7 +1,8 @@
-"""The one barrier of a run: from the table of regions of all frames to tracks, motion, outlines and empty stacks.
+"""The one barrier of a run: from the table of regions of all frames to tracks, outlines, motion and empty stacks.
 
 Only here is the number of particles known, and with it the shape of everything that follows. Positions of all frames
-are held at once, pictures of one block.
+are held at once, pictures of one block. It has two halves: `link_particles` follows the particles by their contours and
+makes their templates; once all frames have been fitted to these, `measure_tracks` says how the particles moved.
 """
 
 import dask.array as da
@@ -11,14 +12,14 @@ import xarray as xr
 from xreg import chunks, store
 from xreg.kernels.geometry import pixel_scale
 from xreg.schema import RESULT, FrameStatus, describe, flag_attrs
-from xreg.tasks import Job
+from xreg.tasks import COARSE, LOCATED, ROI_GROUP, Job, normalized_frame, save_templates
 
 #: Sightings at most, evenly spread, from which a particle's mean contour is made.
 _CONTOURS = 256
 
 
-def link_particles(job: Job, settings: dict, *, lazy: bool) -> None:
-    """Link the regions, write tracks, motion and outlines, and create the stacks and maps that are to be filled.
+def link_particles(job: Job, settings: dict) -> None:
+    """Link the regions, write tracks and outlines, make the templates that positions will be fitted to.
 
     Parameters
     ----------
@@ -26,32 +27,60 @@ def link_particles(job: Job, settings: dict, *, lazy: bool) -> None:
         The run; its table of regions is complete.
     settings : dict
         Keyword arguments of `link_rois`.
-    lazy : bool
-        Whether the run stops here, so that no stacks are created.
     """
     from xreg.align import window_half
     from xreg.link import gather_tracks, link_rois
-    from xreg.motion import measure_motion
+    from xreg.locate import TEMPLATE_BYTES, choose_template_frames, make_templates
 
     rois = open_rois(job)
     links = link_rois(rois, **settings)
     tracks = gather_tracks(rois, links)
-    tables = tracks.merge(measure_motion(tracks), compat="override", join="exact")
-    track = links["track"].values
-    attrs = rois.attrs
-    scale = pixel_scale(rois["energy"].values, attrs["magnification"], attrs.get("pixel_size_energy_ev"))
+    track, attrs = links["track"].values, rois.attrs
+    energy = rois["energy"].values
+    scale = pixel_scale(energy, attrs["magnification"], attrs.get("pixel_size_energy_ev"))
     half = window_half(rois, track, scale)
     offset = np.arange(-half, half + 1, dtype=float)
-    tables = tables.assign(
-        contour=(RESULT["contour"].dims, mean_contours(job, rois, track, scale, half)),
+    contour = mean_contours(job, track, rois["roi_cut"].values, scale, half)
+    tables = tracks.assign(
+        contour=(RESULT["contour"].dims, contour),
         scale=("frame", scale, {"units": "1", "long_name": "pixel size over that at pixel_size_energy_ev"}),
         frame_status=("frame", rois["frame_status"].values, flag_attrs(FrameStatus)),
         noise=rois["noise"], background=rois["background"],
     ).assign_coords(y=("y", offset, {"units": "px"}), x=("x", offset, {"units": "px"}))
-    tables = tables.rename_vars(scan="frame_scan")
-    tables = tables.assign_coords(scan=("scan", np.unique(rois["scan"].values), {"long_name": "number of the scan"}))
-    tables["frame_scan"].attrs.setdefault("long_name", "number of the scan that the frame belongs to")
-    tables.attrs = {**attrs, **tables.attrs, "lazy": lazy, "half": half}
+    tables.attrs = {**attrs, **tables.attrs, "half": half}
+    store.write_tables(job.out, describe(tables, RESULT))
+
+    shape = attrs["frame_shape"]
+    most = max(TEMPLATE_BYTES // (4 * shape[0] * shape[1]), 1)
+    chosen = choose_template_frames(tracks["contrast"].values, energy, most)
+    frames = np.array([normalized_frame(job, k).optical_density for k in chosen]).reshape(-1, *shape)
+    save_templates(job.out, make_templates(frames, tracks["position"].values[:, chosen], scale[chosen], contour))
+    n = tables.sizes
+    # The centres of mass are kept: positions are fitted from them whenever a run is taken up again.
+    store.write_tables(f"{job.out}/{ROI_GROUP}", xr.Dataset({COARSE: tracks["position"].drop_vars(list(tracks.coords))}))
+    spec = store.Spec(RESULT["position"].dims, (n["particle"], n["frame"], 2), np.float64,
+                      (max(n["particle"], 1), job.block, 2), np.nan)
+    store.create_arrays(f"{job.out}/{ROI_GROUP}", {"located": spec})
+
+
+def measure_tracks(job: Job, *, lazy: bool) -> None:
+    """Take over the fitted positions, measure the motion, and create the stacks and maps that are to be filled.
+
+    Parameters
+    ----------
+    job : Job
+        The run; all blocks have been located, or have failed and keep their centres of mass.
+    lazy : bool
+        Whether the run stops here, so that no stacks are created.
+    """
+    from xreg.motion import measure_motion
+
+    tables = store.open_store(job.out).load()
+    located = store.read_block(job.out, LOCATED, ...)
+    coarse = store.read_block(job.out, f"{ROI_GROUP}/{COARSE}", ...)
+    tables["position"] = tables["position"].copy(data=np.where(np.isfinite(located), located, coarse))
+    tables = tables.merge(measure_motion(tables), compat="override", join="exact")
+    tables.attrs["lazy"] = lazy
     store.write_tables(job.out, describe(tables, RESULT))
     if not lazy:
         _create_stacks(job, tables)
@@ -59,12 +88,11 @@ def link_particles(job: Job, settings: dict, *, lazy: bool) -> None:
 
 def open_rois(job: Job) -> xr.Dataset:
     """The table of regions, lazily, as `link_rois` wants it."""
-    rois = store.open_store(f"{job.out}/rois")
-    coords = [n for n in ("energy", "scan", "time", "frame") if n in rois.variables]
-    return rois.set_coords(coords).assign_coords({n: rois[n].load() for n in coords})
+    rois = store.open_store(f"{job.out}/{ROI_GROUP}")
+    return rois.set_coords([n for n in ("energy", "scan", "time", "frame") if n in rois.variables])
 
 
-def mean_contours(job: Job, rois: xr.Dataset, track: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
+def mean_contours(job: Job, track: np.ndarray, cut: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
     """Outline of every particle: where the mean of its soft contours exceeds one half.
 
     At most 256 sightings of a particle are used, evenly spread over those in which the field of view does not cut it:
@@ -73,11 +101,11 @@ def mean_contours(job: Job, rois: xr.Dataset, track: np.ndarray, scale: np.ndarr
     Parameters
     ----------
     job : Job
-        For the blocks.
-    rois : Dataset
-        With `roi_contour`, `roi_window`, `roi_position` and `roi_cut`.
+        For the table of regions and its blocks.
     track : ndarray, shape (frame, roi)
         Particle of each region, or -1.
+    cut : ndarray, shape (frame, roi), bool
+        Whether the field of view cuts the region.
     scale : ndarray, shape (frame,)
         Pixel size over that at the reference energy.
     half : int
@@ -90,13 +118,14 @@ def mean_contours(job: Job, rois: xr.Dataset, track: np.ndarray, scale: np.ndarr
     from xreg.align import contour_sums
 
     particles, side = int(track.max(initial=-1)) + 1, 2 * half + 1
-    used = _chosen_sightings(track, rois["roi_cut"].values, particles)
+    used = _chosen_sightings(track, cut, particles)
     sums, count = np.zeros((particles, side, side), np.int64), np.zeros(particles, np.int64)
     for block in chunks.frame_blocks(job.n_frames, job.block):
         part = block.region
         if not (used[part] >= 0).any():
             continue
-        pictures = [rois[n][part].values for n in ("roi_contour", "roi_window", "roi_position")]
+        pictures = [store.read_block(job.out, f"{ROI_GROUP}/{name}", part)
+                    for name in ("roi_contour", "roi_window", "roi_position")]
         more, seen = contour_sums(*pictures, used[part], scale[part], particles, half)
         sums += more
         count += seen
@@ -121,12 +150,11 @@ def _create_stacks(job: Job, tables: xr.Dataset) -> None:
 
     from xreg.xanes import fit_edges
 
-    n = {dim: tables.sizes[dim] for dim in ("particle", "frame", "scan", "y", "x")}
+    n = {dim: tables.sizes[dim] for dim in ("particle", "frame", "y", "x")}
     grid = (1, job.block, n["y"], n["x"])
     shape = tuple(n[d] for d in RESULT["aligned"].dims)
     stack = xr.DataArray(da.zeros(shape, dtype=np.float32, chunks=(1, *shape[1:])), dims=RESULT["aligned"].dims,
-                         coords={"energy": tables["energy"], "scan": ("frame", tables["frame_scan"].values)},
-                         attrs=tables.attrs)
+                         coords={"energy": tables["energy"], "scan": tables["scan"]}, attrs=tables.attrs)
     maps = fit_edges(stack, tables["contour"].drop_vars(["y", "x"]), **asdict(job.fit))
     specs = {"aligned": store.Spec(stack.dims, shape, np.float32, grid, np.nan, RESULT["aligned"].attrs)}
     for name, example in maps.data_vars.items():

@@ -16,6 +16,8 @@ MIB = 2**20
 #: Bytes of float32 frames that a block aims at, and the number of frames that it never exceeds without need.
 BLOCK_BYTES = 48 * MIB
 BLOCK_FRAMES = 32
+#: Blocks into which even a short measurement is cut, so that several workers have something to do.
+FEWEST_BLOCKS = 8
 #: A raw chunk of several frames is decoded whole; up to this size a block grows to hold it, so that it is decoded once.
 READ_BYTES = 256 * MIB
 #: Frames, open-beam references and windows may not be declared larger than this; a store that does is refused.
@@ -65,7 +67,7 @@ def block_length(n_frames: int, frame_pixels: int, *, scan_length: int | None = 
     int
         At least 1 and, unless a raw chunk holds more, at most `BLOCK_FRAMES`.
     """
-    most = max(1, min(BLOCK_FRAMES, BLOCK_BYTES // max(4 * frame_pixels, 1), n_frames))
+    most = max(1, min(BLOCK_FRAMES, BLOCK_BYTES // max(4 * frame_pixels, 1), n_frames // FEWEST_BLOCKS))
     if most < read_chunk <= n_frames and read_chunk * frame_pixels * 4 <= READ_BYTES:
         return read_chunk
     if scan_length:

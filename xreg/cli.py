@@ -143,6 +143,8 @@ def ingest(source: Path, raw: Path, workers: int | None, scheduler: str | None) 
     click.echo(f"{raw}: {ds.sizes['frame']} frames, {ds.sizes.get('flat', 0)} open-beam references")
     if faults:
         _list("files that could not be read", [f"{name}: {reason}" for name, reason in faults.items()])
+    # A reference that is lost is replaced by its neighbours; a lost frame is lost.
+    if "frame_status" in ds and ds["frame_status"].any():
         sys.exit(SOME_FAILED)
 
 
@@ -287,9 +289,10 @@ def _print_errors(out: Path, truth: Path, *, particles: bool = False) -> None:
 def _write_report(out: Path, html: Path, truth: Path | None) -> None:
     from xreg import store
     from xreg.report import write_report
-    from xreg.result import open_result
+    from xreg.result import open_raw_of, open_result
 
-    write_report(open_result(out), html, truth=store.open_store(truth) if truth else None)
+    result = open_result(out)
+    write_report(result, html, raw=open_raw_of(result), truth=store.open_store(truth) if truth else None)
     click.echo(f"report: {html}")
 
 
@@ -297,6 +300,8 @@ def _finish(result: "xr.Dataset") -> None:
     """List what failed and leave with the exit code for it."""
     from xreg.result import failures
 
+    if result.attrs.get("corrupt_files"):
+        _list("files that could not be read when the raw store was made", result.attrs["corrupt_files"])
     failed = failures(result)
     if failed:
         _list("frames and blocks that failed", failed)
@@ -355,3 +360,7 @@ class _PlainProgress:
         if (stage, tenth) != self._last:
             self._last = (stage, tenth)
             click.echo(f"{self._clock() - self._start:7.1f} s  {stage} {done}/{total}", err=True)
+
+
+if __name__ == "__main__":
+    main()

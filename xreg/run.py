@@ -1,8 +1,8 @@
 """The out-of-core driver: the whole chain over windows of blocks, with markers, so that a killed run can go on.
 
-Three passes go over the measurement. The first looks at every frame and keeps a table of its regions; linking, the one
-barrier, turns the tables of all frames into tracks; the second pass cuts the particles out of every frame; the third
-fits one particle in one scan at a time. Nothing but small tables is ever held for all frames at once.
+Four passes go over the measurement. The first looks at every frame and keeps a table of its regions; linking, the one
+barrier, turns the tables of all frames into tracks; the second fits every particle's position to its template; the third
+cuts the particles out of every frame; the fourth fits one particle in one scan at a time. Nothing but small tables is ever held for all frames at once.
 """
 
 import os
@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from xreg import chunks, store
-from xreg.barrier import link_particles
+from xreg.barrier import link_particles, measure_tracks
 from xreg.journal import FOLDER, Journal
 from xreg.result import open_result
 from xreg.schema import ROIS, FrameStatus
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 #: Called with the name of a stage, the number of finished tasks and the number of all.
 Progress = Callable[[str, int, int], None]
 #: Attributes of a raw store that its result keeps.
-_KEPT = ("element", "edge", "pixel_size_nm", "pixel_size_energy_ev", "magnification", "simulation", "source_files")
+_KEPT = ("element", "edge", "pixel_size_nm", "pixel_size_energy_ev", "magnification", "simulation", "source_files",
+         "corrupt_files")
 #: Packages whose versions are written into the result.
 _PACKAGES = ("xreg", "numpy", "scipy", "scikit-image", "torch", "dask", "zarr", "xarray")
 
@@ -209,7 +210,7 @@ class _Run:
         if self.journal.done("setup", "0") is None:
             self._set_up()
         if self._pass(pool, "observe", self.blocks, progress):
-            for later in ("link", "align", "fit"):
+            for later in ("link", "locate", "measure", "align", "fit"):
                 self.journal.forget(later)
         if not self.journal.all_done("observe"):
             reason = next(iter(self.journal.failed("observe").values()))
@@ -217,15 +218,21 @@ class _Run:
             raise ValueError(msg)
         if self.journal.done("link", "0") is None:
             progress("link", 0, 1)
-            link_particles(self.job, self.settings.link, lazy=self.lazy)
+            link_particles(self.job, self.settings.link)
             self.journal.mark("link", "0", {})
         progress("link", 1, 1)
+        if self._pass(pool, "locate", self.blocks, progress):
+            for later in ("measure", "align", "fit"):
+                self.journal.forget(later)
+        if self.journal.done("measure", "0") is None:
+            measure_tracks(self.job, lazy=self.lazy)
+            self.journal.mark("measure", "0", {})
         if self.lazy:
             return
         if self._pass(pool, "align", self.blocks, progress):
             self.journal.forget("fit")
-        sizes = store.open_store(self.part).sizes
-        self._pass(pool, "fit", [(p, s) for p in range(sizes["particle"]) for s in range(sizes["scan"])], progress)
+        (particles, scans, _, _), _ = store.declared(self.part, "edge_energy")
+        self._pass(pool, "fit", [(p, s) for p in range(particles) for s in range(scans)], progress)
 
     def _pass(self, pool: "Pool", stage: str, tasks: list, progress: Progress) -> bool:
         """Have all tasks of a stage done; return whether anything had to be done."""
@@ -276,15 +283,14 @@ class _Run:
         }
         store.create_group(self.part / ROI_GROUP)
         store.create_arrays(self.part / ROI_GROUP, specs)
-        store.write_tables(self.part / ROI_GROUP, self._coordinates().rename(frame_scan="scan"))
+        store.write_tables(self.part / ROI_GROUP, self._coordinates())
         self.journal.mark("setup", "0", {})
 
     def _coordinates(self) -> xr.Dataset:
         """Energy, scan and time of every frame, and its number in the raw store."""
         kept = {k: self.raw.attrs[k] for k in _KEPT if k in self.raw.attrs}
-        names = {"energy": "energy", "scan": "frame_scan", "time": "time"}
-        coords = {new: ("frame", self.raw[old].values, self.raw[old].attrs)
-                  for old, new in names.items() if old in self.raw.coords}
+        coords = {name: ("frame", self.raw[name].values, self.raw[name].attrs)
+                  for name in ("energy", "scan", "time") if name in self.raw.coords}
         coords["frame"] = ("frame", np.arange(self.first, self.first + self.job.n_frames),
                            {"long_name": "number of the frame in the raw store"})
         return xr.Dataset(coords=coords, attrs={"magnification": "constant", **kept,
@@ -292,10 +298,10 @@ class _Run:
 
     def finish(self) -> None:
         """Write the run's record into the result and give it its name."""
-        failed = {stage: self.journal.failed(stage) for stage in ("observe", "align", "fit")}
+        failed = {stage: self.journal.failed(stage) for stage in ("observe", "locate", "align", "fit")}
         tables = store.open_store(self.part)
         status = tables["frame_status"].values.copy()
-        for stage in ("observe", "align"):
+        for stage in ("observe", "locate", "align"):
             for key in failed[stage]:
                 status[self.blocks[int(key)].region] = FrameStatus.FAILED
         attrs = {

@@ -109,10 +109,16 @@ def create_raw(path: str | Path, coordinates: xr.Dataset, pictures: Mapping[str,
 
 def write_tables(path: str | Path, tables: xr.Dataset) -> None:
     """Write (or replace) small variables and attributes of a group in one go."""
+    group = zarr.open_group(str(path), mode="a", zarr_format=3)
+    for name in set(map(str, tables.variables)) & set(group.array_keys()):
+        if group[name].shape != tables[name].shape:
+            del group[name]
     plain = tables.drop_encoding()
     plain.attrs = to_plain(tables.attrs)
     for name in plain.variables:
-        plain[name].attrs = to_plain(plain[name].attrs)
+        # Of dates xarray writes the unit itself.
+        drop = ("units",) if plain[name].dtype.kind == "M" else ()
+        plain[name].attrs = to_plain({k: v for k, v in plain[name].attrs.items() if k not in drop})
         if plain[name].dtype.kind in "UT":
             plain[name] = plain[name].astype(object)
     plain.load().to_zarr(str(path), mode="a", consolidated=False, zarr_format=3)
@@ -150,6 +156,17 @@ def declared(path: str | Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of an array."""
     array = zarr.open_array(str(path), path=name, mode="r")
     return array.shape, array.dtype
+
+
+def chunk_length(path: str | Path, name: str) -> int:
+    """Rows along the first axis that are decoded together."""
+    return zarr.open_array(str(path), path=name, mode="r").chunks[0]
+
+
+def missing_chunks(path: str | Path, name: str) -> int:
+    """Number of chunks that are not stored and so read as the fill value."""
+    array = zarr.open_array(str(path), path=name, mode="r")
+    return max(0, array.nchunks - array.nchunks_initialized)
 
 
 def read_rows(path: str | Path, name: str, rows: Iterable[int]) -> np.ndarray:
@@ -262,14 +279,14 @@ def open_store(path: str | Path) -> xr.Dataset:
     """
     _open_group(path)
     ds = xr.open_zarr(str(path), chunks=None, consolidated=False, mask_and_scale=False)
-    ds = ds.set_coords([n for n in ("energy", "frame_scan", "time") if n in ds])
-    for name in list(ds.variables):
-        array = ds[name]
+    read = {}
+    for name, array in ds.variables.items():
         array.attrs.pop("_FillValue", None)
         if {"y", "x"} <= set(array.dims) or "roi" in array.dims:
-            ds[name] = array.chunk(array.encoding["preferred_chunks"])
+            read[name] = array.chunk(array.encoding["preferred_chunks"])
         elif name not in ds.indexes:
-            ds[name] = array.load()
+            read[name] = array.load()
+    ds = ds.assign(read).set_coords([n for n in ("energy", "scan", "time") if n in ds])
     if "axis" in ds.coords:
         ds = ds.assign_coords(axis=[str(a) for a in ds["axis"].values])
     return ds

@@ -23,6 +23,7 @@ from xreg.schema import ROIS, FrameStatus
 
 if TYPE_CHECKING:
     from xreg.kernels.edge import EdgeSettings
+    from xreg.kernels.subpixel import Template
     from xreg.models.weights import Weights
     from xreg.normalize import Illumination
 
@@ -36,6 +37,8 @@ _WINDOW_BYTES = 128 * chunks.MIB
 _STEP_FRAMES, _STEP_FLATS = 8, 32
 #: Group of the result store that holds the table of regions.
 ROI_GROUP = "rois"
+#: Centres of mass by particle, beside the table of regions, and the positions that are fitted from them.
+COARSE, LOCATED = "coarse_position", f"{ROI_GROUP}/located"
 
 _lock = threading.Lock()
 
@@ -179,6 +182,20 @@ def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
     yield Piece(f"{ROI_GROUP}/frame_status", (block.start,), status.astype(np.int8))
 
 
+def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
+    """Fit all particles of a block's frames to their templates: their positions to a fraction of a pixel."""
+    from xreg.locate import locate_frame
+
+    position = store.read_block(job.out, f"{ROI_GROUP}/{COARSE}", (slice(None), block.region))
+    scale = store.read_block(job.out, "scale", block.region)
+    contour = store.read_block(job.out, "contour", ...)
+    templates = load_templates(job.out)
+    for k, frame in enumerate(_normalized(job, block)):
+        if frame.status == FrameStatus.OK:
+            position[:, k] = locate_frame(frame.optical_density, position[:, k], float(scale[k]), contour, templates)
+    yield Piece(LOCATED, (0, block.start, 0), position)
+
+
 def align(job: Job, block: chunks.Block) -> Iterator[Piece]:
     """Cut all particles out of a block's frames, some particles at a time."""
     from xreg.align import align_block
@@ -202,8 +219,8 @@ def fit(job: Job, task: tuple[int, int]) -> Iterator[Piece]:
     from xreg.xanes import fit_block
 
     particle, scan = task
-    number, of_frame = (store.read_block(job.out, name, ...) for name in ("scan", "frame_scan"))
-    frames = np.flatnonzero(of_frame == number[scan])
+    of_frame = store.read_block(job.out, "scan", ...)
+    frames = np.flatnonzero(of_frame == np.unique(of_frame)[scan])
     stack = np.concatenate([store.read_block(job.out, "aligned", (particle, slice(a, b)))
                             for a, b in chunks.runs(frames.tolist())])
     contour = store.read_block(job.out, "contour", slice(particle, particle + 1))
@@ -213,7 +230,8 @@ def fit(job: Job, task: tuple[int, int]) -> Iterator[Piece]:
         yield Piece(name, (particle, scan, 0, 0), values[:, None].astype(dtype, copy=False))
 
 
-_WORK: dict[str, Callable[[Job, Any], Iterator[Piece]]] = {"observe": observe, "align": align, "fit": fit}
+_WORK: dict[str, Callable[[Job, Any], Iterator[Piece]]] = {
+    "observe": observe, "locate": locate, "align": align, "fit": fit}
 
 
 # -- reading frames --------------------------------------------------------------------------------------------------
@@ -259,6 +277,11 @@ def _steps(setup: "Setup", block: chunks.Block) -> Iterator[slice]:
         if stop == block.stop or stop - start == _STEP_FRAMES or many:
             yield slice(start, stop)
             start = stop
+
+
+def normalized_frame(job: Job, frame: int) -> Frame:
+    """One normalised frame, by its number in the run."""
+    return next(_normalized(job, chunks.Block(0, frame, frame + 1)))
 
 
 # -- what all tasks share --------------------------------------------------------------------------------------------
@@ -322,3 +345,26 @@ def _read_setup(place: str, changed: int) -> Setup:
     values = {n: arrays[n].item() if arrays[n].ndim == 0 else arrays[n] for n in known}
     return Setup(Illumination(**values, choice=choice), arrays["status"], arrays.get("exposure"),
                  arrays.get("flat_exposure"))
+
+
+def save_templates(out: str | Path, pictures: np.ndarray) -> None:
+    """Write the particles' mean pictures, (particle, y, x) float32, all NaN for none, where all tasks find them."""
+    place = Path(out, FOLDER, "templates.npz")
+    part = place.with_name("templates.part.npz")
+    np.savez_compressed(part, pictures=pictures.astype(np.float32))
+    os.replace(part, place)
+
+
+def load_templates(out: str | Path) -> "list[Template | None]":
+    """Templates of a run, made once per process from the mean pictures and the outlines."""
+    place = Path(out, FOLDER, "templates.npz")
+    with _lock:
+        return _read_templates(str(out), place.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_templates(out: str, changed: int) -> "list[Template | None]":
+    from xreg.locate import templates_of
+
+    with np.load(Path(out, FOLDER, "templates.npz"), allow_pickle=False) as file:
+        return templates_of(file["pictures"], store.read_block(out, "contour", ...))

@@ -145,7 +145,7 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _single_threads() -> Iterator[None]:
-    """Keep each task to one thread, as in worker processes: tasks times BLAS threads on few cores take twice as long."""
+    """Keep each task to one thread, as in worker processes: more threads than cores take twice as long."""
     import scipy.linalg  # noqa: F401  its BLAS is another one than numpy's and must be loaded to be limited
     from threadpoolctl import threadpool_limits
 

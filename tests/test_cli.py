@@ -1,0 +1,202 @@
+"""Commands in this process, with thresholds in place of networks where a run is needed."""
+
+import functools
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from xreg import cli, store, synthetic
+from xreg.result import open_result
+
+TINY = {"shape": (96, 96), "n_particles": 2, "radius": (10.0, 13.0), "touching": 0, "flats_per_energy": 1, "n_darks": 1,
+        "deformation": 1.0, "jumps": 0.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def thresholds():
+    from tests.test_run import particle_map, soft_contours
+    from xreg.models import weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xreg.models.infer.particle_map", particle_map)
+        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
+        patch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "0" * 64))
+        yield
+
+
+def xreg(*arguments):
+    """Exit code, standard output and standard error of a command."""
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(thresholds, tmp_path_factory):
+    """A demo of a tiny phantom: its folder, and what it printed."""
+    place = tmp_path_factory.mktemp("demo") / "demo"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "PhantomConfig", functools.partial(synthetic.PhantomConfig, **TINY))
+        return place, xreg("demo", place, "--scans", 1, "--energies", 12, "--workers", 0, "--device", "cpu")
+
+
+def test_help_is_quick_and_lists_the_commands():
+    code = "import sys; from xreg.cli import main; print([m for m in ('torch','dask','zarr','xarray') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+    code, out, _ = xreg("--help")
+    assert code == 0
+    for name in ("demo", "simulate", "ingest", "check", "run", "train", "evaluate", "report"):
+        assert name in out
+
+
+def test_demo_does_everything(demo):
+    place, (code, out, err) = demo
+    assert code == 0, err
+    assert "particles found" in out
+    assert "2 of 2" in out
+    assert "observe" in err
+    assert {p.name for p in place.iterdir()} == {"raw.zarr", "truth.zarr", "result.zarr", "report.html"}
+
+
+def test_demo_does_not_overwrite(demo):
+    code, _, err = xreg("demo", demo[0])
+    assert code == 2
+    assert "exists already; choose another name or delete it" in err
+
+
+def test_evaluate_and_report(demo, tmp_path):
+    place, _ = demo
+    code, out, _ = xreg("evaluate", place / "result.zarr", place / "truth.zarr", "--particles")
+    assert code == 0
+    assert "position RMS" in out
+    code, out, _ = xreg("report", place / "result.zarr", tmp_path / "page.html")
+    assert code == 0
+    assert (tmp_path / "page.html").stat().st_size > 1000
+
+
+def test_simulate_with_options(tmp_path):
+    code, _, err = xreg("simulate", tmp_path / "raw.zarr", "--truth", tmp_path / "truth.zarr", "--scans", 1, "--energies",
+                        6, "--size", 64, 80, "--particles", 1, "--radius", 9, 10, "--touching", 0, "--only", "noise",
+                        "--seed", 3, "--workers", 0)
+    assert code == 0, err
+    ds = store.open_frames(tmp_path / "raw.zarr")
+    assert ds.counts.shape == (6, 64, 80)
+    assert ds.attrs["simulation"]["seed"] == 3
+    assert ds.attrs["simulation"]["crackle"] == 0
+    assert store.open_store(tmp_path / "truth.zarr").sizes["frame"] == 6
+
+
+def test_run_and_its_exit_codes(demo, tmp_path):
+    raw, out = demo[0] / "raw.zarr", tmp_path / "out.zarr"
+    code, text, _ = xreg("run", raw, out, "--lazy", "--workers", 0, "--frames", "0:6", "--device", "cpu")
+    assert code == 0
+    assert "2 particles in 6 frames" in text
+    assert open_result(out).sizes["frame"] == 6
+    code, _, err = xreg("run", raw, out, "--workers", 0)
+    assert code == 2
+    assert err.startswith("xreg: ")
+    assert "exists already" in err
+    assert "Traceback" not in err
+    code, _, err = xreg("run", raw, out, "--workers", 0, "--resume", "--device", "cpu")
+    assert code == 2
+    assert "the choice of frames changed" in err
+
+
+def test_bad_frames_are_listed_and_give_exit_code_3(demo, tmp_path):
+    raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
+    zarr.open_group(raw)["counts"][3] = 0
+    code, _, err = xreg("run", raw, tmp_path / "out.zarr", "--workers", 0, "--lazy", "--device", "cpu")
+    assert code == 3
+    assert "frames and blocks that failed: 1" in err
+    assert "frame 3: " in err
+
+
+def test_check_says_what_is_in_a_store(demo):
+    code, out, err = xreg("check", demo[0] / "raw.zarr", "--device", "cpu")
+    assert code == 0, err
+    for words in ("12 of 96 x 96 pixels", "Ni K", "memory per process", "time of a run", "nothing wrong found"):
+        assert words in out
+
+
+def test_check_says_what_is_wrong(demo, tmp_path):
+    raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
+    group = zarr.open_group(raw)
+    del group.attrs["pixel_size_nm"]
+    group["counts"][5] = 0
+    group["scan"][:] = np.r_[np.zeros(8, int), np.ones(4, int)]
+    shard = next((raw / "counts/c/0/0").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 4
+    shard.write_bytes(data)
+    code, _, err = xreg("check", raw, "--device", "cpu")
+    assert code == 3
+    for words in ("attribute pixel_size_nm is missing", "scans have 4 to 8 frames", "frame 5 is ", "data are damaged"):
+        assert words in err
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("run", "nothing", "out"), "there is no Zarr store at nothing"),
+    (("check", "nothing"), "there is no Zarr store at nothing"),
+    (("ingest", "nothing", "out"), "nothing does not exist"),
+    (("evaluate", "nothing", "nothing"), "there is no Zarr store at nothing"),
+    (("report", "nothing"), "there is no Zarr store at nothing"),
+    (("simulate", "out", "--only", "magic"), "unknown distortions"),
+    (("train", "refine", "folder", "--detector", "nothing"), "there are no weights at nothing"),
+])
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = xreg(*arguments)
+    assert code == 2
+    assert err.startswith("xreg: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("run",), ("run", "a", "b", "--workers", "-1"), ("paint",), ("train", "draw", "x")])
+def test_bad_usage_is_exit_code_2(arguments):
+    code, _, err = xreg(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_ingest_lists_lost_files_and_fails_for_lost_frames_only(tmp_path, monkeypatch):
+    from tests.test_record import Files
+    from xreg import record
+
+    monkeypatch.setattr("xreg.readers.open_source", lambda path: Files())
+    record._beamline.cache_clear()
+    code, out, err = xreg("ingest", "somewhere", tmp_path / "raw.zarr", "--workers", 0)
+    assert code == 3
+    assert "note: energies came in keV" in out
+    assert "flat_3.xrm: truncated" in err
+    monkeypatch.setattr(Files, "read_counts", Files.read_flat)
+    record._beamline.cache_clear()
+    code, _, err = xreg("ingest", "somewhere", tmp_path / "other.zarr", "--workers", 0)
+    assert code == 0
+    assert "flat_3.xrm: truncated" in err
+    record._beamline.cache_clear()
+
+
+def test_train_hands_its_options_on(tmp_path, monkeypatch):
+    from xreg.models.weights import Weights
+    from xreg.training import detector
+
+    asked = {}
+
+    def train_detector(folder, config, **options):
+        asked.update(folder=folder, seed=config.seed, **options)
+        return Weights(str(folder / "detector.safetensors"), "1" * 64)
+
+    monkeypatch.setattr(detector, "train_detector", train_detector)
+    code, out, _ = xreg("train", "detect", tmp_path, "--seed", 7, "--device", "cpu")
+    assert code == 0
+    assert asked == {"folder": tmp_path, "seed": 7, "device": "cpu", "own_frames": None}
+    assert "1" * 64 in out
