@@ -47,7 +47,7 @@ def demo(thresholds, tmp_path_factory):
 
 
 def test_help_is_quick_and_lists_the_commands():
-    code = "import sys; from xreg.cli import main; print([m for m in ('torch','dask','zarr','xarray') if m in sys.modules])"
+    code = "import sys; import xreg.cli; print([m for m in ('torch', 'dask', 'zarr', 'xarray') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
     code, out, _ = xreg("--help")
@@ -82,9 +82,9 @@ def test_evaluate_and_report(demo, tmp_path):
 
 
 def test_simulate_with_options(tmp_path):
-    code, _, err = xreg("simulate", tmp_path / "raw.zarr", "--truth", tmp_path / "truth.zarr", "--scans", 1, "--energies",
-                        6, "--size", 64, 80, "--particles", 1, "--radius", 9, 10, "--touching", 0, "--only", "noise",
-                        "--seed", 3, "--workers", 0)
+    code, _, err = xreg("simulate", tmp_path / "raw.zarr", "--truth", tmp_path / "truth.zarr", "--scans", 1,
+                        "--energies", 6, "--size", 64, 80, "--particles", 1, "--radius", 9, 10, "--touching", 0,
+                        "--only", "noise", "--seed", 3, "--workers", 0)
     assert code == 0, err
     ds = store.open_frames(tmp_path / "raw.zarr")
     assert ds.counts.shape == (6, 64, 80)
@@ -160,7 +160,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, argume
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [("run",), ("run", "a", "b", "--workers", "-1"), ("paint",), ("train", "draw", "x")])
+@pytest.mark.parametrize("arguments", [
+    ("run",), ("run", "a", "b", "--workers", "-1"), ("paint",), ("train", "draw", "x"),
+])
 def test_bad_usage_is_exit_code_2(arguments):
     code, _, err = xreg(*arguments)
     assert code == 2

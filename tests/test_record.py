@@ -39,7 +39,7 @@ def test_the_truth_has_the_results_names(simulated):
 
 
 def test_existing_stores_are_refused(simulated, tmp_path):
-    with pytest.raises(ValueError, match="raw.zarr exists already; choose another name or delete it"):
+    with pytest.raises(ValueError, match=r"raw.zarr exists already; choose another name or delete it"):
         record.simulate(CONFIG, simulated / "raw.zarr")
     with pytest.raises(ValueError, match="exists already"):
         record.ingest(tmp_path, simulated / "raw.zarr")

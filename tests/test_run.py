@@ -16,7 +16,7 @@ from xreg.result import failures, open_raw_of, open_result
 from xreg.schema import FrameStatus
 from xreg.synthetic import PhantomConfig
 
-ENERGIES = (8200.0, 8240.0, 8280.0, 8338.0, 8342.0, 8400.0, 8500.0, 8590.0)
+ENERGIES = (8200.0, 8245.0, 8260.0, 8275.0, 8338.0, 8344.0, 8400.0, 8550.0)
 TINY = {"shape": (96, 96), "n_scans": 2, "energies": ENERGIES,
         "n_particles": 2, "radius": (10.0, 13.0), "touching": 0, "flats_per_energy": 1, "n_darks": 2,
         "deformation": 1.0, "jitter": 0.2, "jumps": 0.0}
@@ -108,7 +108,6 @@ def test_the_result_is_the_contract(whole, raw):
         assert name in ds.coords
     for name in schema.RESULT:
         assert {"units", "long_name"} <= set(ds[name].attrs), name
-    assert np.isfinite(ds.edge_step).any()
     assert ds.attrs["raw"]["path"] == str(raw)
     assert ds.attrs["weights"] == {"detector": "0" * 64, "refiner": "0" * 64}
     assert ds.attrs["settings"]["fit"]["e0"] == 8333.0
@@ -134,7 +133,8 @@ def test_the_answer_does_not_depend_on_the_chunks_of_the_raw_store(raw, whole, t
 def test_a_part_of_the_frames_gives_what_it_gives_within_the_whole(raw, whole, tmp_path):
     part = run.register(raw, tmp_path / "out.zarr", frames="8:")
     np.testing.assert_array_equal(part.frame, np.arange(8, 16))
-    np.testing.assert_array_equal(part.scan, [1])
+    np.testing.assert_array_equal(part.scan, np.ones(8))
+    assert part.edge_energy.sizes["scan"] == 1
     regions, all_regions = (store.open_store(p / "rois") for p in (tmp_path / "out.zarr", whole))
     for name in schema.ROIS:
         np.testing.assert_array_equal(regions[name], all_regions[name][8:])
@@ -212,7 +212,7 @@ def test_opening_computes_nothing(whole, lazy, no_compute):
 def test_one_particle_of_one_scan_of_a_written_result_reads_its_chunks_only(whole, reads):
     ds = open_result(whole)
     reads.clear()
-    ds.aligned.isel(particle=1, frame=np.flatnonzero(ds.scan == 1)).compute(scheduler="synchronous")
+    ds.aligned.isel(particle=1, frame=np.flatnonzero(ds.scan.values == 1)).compute(scheduler="synchronous")
     assert reads == {"out.zarr/aligned/c/1/2/0/0", "out.zarr/aligned/c/1/3/0/0"}
     reads.clear()
     ds.edge_energy.isel(particle=1, scan=1).compute(scheduler="synchronous")
@@ -397,7 +397,7 @@ def test_damaged_frames_and_flats_are_named_and_the_others_used(own_raw, whole, 
     assert 4 <= bad[0] < 8
     assert failures(ds) == [f"frame {bad[0]}: corrupt"]
     good = np.delete(np.arange(FRAMES), bad)
-    np.testing.assert_allclose(ds.position[:, good], open_result(whole).position[:, good], atol=0.02)
+    np.testing.assert_allclose(ds.position[:, good], open_result(whole).position[:, good], atol=0.05)
 
 
 def test_not_one_readable_block_is_an_error(own_raw, tmp_path, executions):
@@ -438,6 +438,13 @@ def test_a_resume_with_another_input_or_other_weights_is_refused(own_raw, tmp_pa
 def test_resuming_what_is_complete_does_nothing(raw, whole, executions):
     run.register(raw, whole, resume=True)
     assert executions == []
+
+
+def test_a_lazy_result_can_be_filled_later(raw, whole, tmp_path):
+    run.register(raw, tmp_path / "out.zarr", lazy=True)
+    ds = run.register(raw, tmp_path / "out.zarr", resume=True)
+    assert not ds.attrs["lazy"]
+    assert_same(whole, tmp_path / "out.zarr")
 
 
 def test_there_must_be_something_to_resume(raw, tmp_path):

@@ -14,6 +14,8 @@ from xreg.kernels.geometry import pixel_scale
 from xreg.schema import RESULT, FrameStatus, describe, flag_attrs
 from xreg.tasks import COARSE, LOCATED, ROI_GROUP, Job, normalized_frame, save_templates
 
+#: Variables of a result that linking gives; all others follow from the fitted positions.
+_OF_LINKING = ("position", "similarity", "contour", "frame_status")
 #: Sightings at most, evenly spread, from which a particle's mean contour is made.
 _CONTOURS = 256
 
@@ -57,7 +59,8 @@ def link_particles(job: Job, settings: dict) -> None:
     save_templates(job.out, make_templates(frames, tracks["position"].values[:, chosen], scale[chosen], contour))
     n = tables.sizes
     # The centres of mass are kept: positions are fitted from them whenever a run is taken up again.
-    store.write_tables(f"{job.out}/{ROI_GROUP}", xr.Dataset({COARSE: tracks["position"].drop_vars(list(tracks.coords))}))
+    coarse = tracks["position"].drop_vars(list(tracks.coords))
+    store.write_tables(f"{job.out}/{ROI_GROUP}", xr.Dataset({COARSE: coarse}))
     spec = store.Spec(RESULT["position"].dims, (n["particle"], n["frame"], 2), np.float64,
                       (max(n["particle"], 1), job.block, 2), np.nan)
     store.create_arrays(f"{job.out}/{ROI_GROUP}", {"located": spec})
@@ -75,7 +78,9 @@ def measure_tracks(job: Job, *, lazy: bool) -> None:
     """
     from xreg.motion import measure_motion
 
-    tables = store.open_store(job.out).load()
+    # Of an earlier measurement, before some block was done again, nothing is kept.
+    stored = store.open_store(job.out)
+    tables = stored.drop_vars([n for n in RESULT if n in stored and n not in _OF_LINKING]).load()
     located = store.read_block(job.out, LOCATED, ...)
     coarse = store.read_block(job.out, f"{ROI_GROUP}/{COARSE}", ...)
     tables["position"] = tables["position"].copy(data=np.where(np.isfinite(located), located, coarse))

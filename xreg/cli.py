@@ -192,28 +192,30 @@ def run(raw: Path, out: Path, **options: Any) -> None:
 @click.option("--frames", "own", type=click.Path(path_type=Path), metavar="RAW",
               help="Adapt the detector to the frames of this raw store too; no annotations are needed.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Detector whose regions the refiner learns on.")
+@click.option("--start", type=click.Path(path_type=Path), help="Detector to go on from; by default from nothing.")
 @click.option("--seed", type=int, help="Seed of the random numbers.")
 @_device
 @_plain_errors
-def train(network: str, folder: Path, preset: str, own: Path | None, detector: Path | None, seed: int | None,
-          device: str) -> None:
+def train(network: str, folder: Path, preset: str, own: Path | None, detector: Path | None, start: Path | None,
+          seed: int | None, device: str) -> None:
     """Train a network on simulated frames; settings, log and weights go into FOLDER."""
     import dataclasses
 
     from xreg.models.weights import Weights
 
     changed = {} if seed is None else {"seed": seed}
+    command = " ".join(["xreg", *sys.argv[1:]])
     if network == "detect":
         from xreg.training.detector import PRESETS, train_detector
 
         frames = _own_frames(own) if own else None
         weights = train_detector(folder, dataclasses.replace(PRESETS[preset], **changed), device=device,
-                                 own_frames=frames)
+                                 own_frames=frames, start=Weights.of(start) if start else None, command=command)
     else:
         from xreg.training.refiner import PRESETS, train_refiner
 
         weights = train_refiner(folder, dataclasses.replace(PRESETS[preset], **changed), device=device,
-                                detector=Weights.of(detector) if detector else None)
+                                detector=Weights.of(detector) if detector else None, command=command)
     click.echo(f"{weights.path} (sha256 {weights.sha256})")
 
 

@@ -1,8 +1,9 @@
 """The out-of-core driver: the whole chain over windows of blocks, with markers, so that a killed run can go on.
 
 Four passes go over the measurement. The first looks at every frame and keeps a table of its regions; linking, the one
-barrier, turns the tables of all frames into tracks; the second fits every particle's position to its template; the third
-cuts the particles out of every frame; the fourth fits one particle in one scan at a time. Nothing but small tables is ever held for all frames at once.
+barrier, turns the tables of all frames into tracks. The second pass fits every particle's position to its template, the
+third cuts the particles out of every frame, the fourth fits the edge of one particle in one scan at a time. Nothing but
+small tables is ever held for all frames at once.
 """
 
 import os
@@ -224,9 +225,10 @@ class _Run:
         if self._pass(pool, "locate", self.blocks, progress):
             for later in ("measure", "align", "fit"):
                 self.journal.forget(later)
-        if self.journal.done("measure", "0") is None:
+        measured = self.journal.done("measure", "0")
+        if measured is None or (measured["lazy"] and not self.lazy):
             measure_tracks(self.job, lazy=self.lazy)
-            self.journal.mark("measure", "0", {})
+            self.journal.mark("measure", "0", {"lazy": self.lazy})
         if self.lazy:
             return
         if self._pass(pool, "align", self.blocks, progress):

@@ -114,7 +114,7 @@ def write_tables(path: str | Path, tables: xr.Dataset) -> None:
         if group[name].shape != tables[name].shape:
             del group[name]
     plain = tables.drop_encoding()
-    plain.attrs = to_plain(tables.attrs)
+    plain.attrs = {**group.attrs, **to_plain(tables.attrs)}
     for name in plain.variables:
         # Of dates xarray writes the unit itself.
         drop = ("units",) if plain[name].dtype.kind == "M" else ()

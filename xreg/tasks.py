@@ -107,6 +107,8 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
             return {"redone": False}
         digest, places = hashlib.sha256(), []
         for piece in _WORK[stage](job, task):
+            if not piece.array.size:
+                continue
             array = _canonical(piece.array)
             store.write_block(job.out, piece.name, piece.start, array)
             digest.update(array.tobytes())

@@ -160,12 +160,16 @@ def _fit(place: np.ndarray, weight: np.ndarray, group: np.ndarray) -> tuple[np.n
 def _fit_robustly(
     place: np.ndarray, weight: np.ndarray, group: np.ndarray, noise: np.ndarray
 ) -> np.ndarray:
-    """Motion (f, 2) of the least sum of distances, by reweighting; distances within the noise count squared."""
+    """Motion (f, 2) of the least sum of distances, by reweighting; distances within the usual noise count squared.
+
+    The usual noise, not each particle's own: one that jumps about must not be excused for it.
+    """
     factor = np.ones(weight.shape)
+    usual = np.median(noise)
     for _ in range(_ITERATIONS):
         motion, home = _fit(place, weight * factor, group)
         left = np.linalg.norm(place - motion[None] - home[:, None], axis=-1)
-        factor = noise[:, None] / np.maximum(left, noise[:, None])
+        factor = usual / np.maximum(left, usual)
     return motion
 
 

@@ -1,0 +1,80 @@
+"""Fits to a template: planted shifts come back, whatever contrast, chemistry, background and neighbours do."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from xreg.kernels.subpixel import Template, measure_shift, refine_position
+from xreg.kernels.windows import cut_window
+
+HALF = 32
+ALL = np.ones((2 * HALF + 1,) * 2, bool)
+
+
+def particle(y, x):
+    """A lumpy plate of about 18 px radius with soft edges."""
+    radius = 18 + 2 * np.cos(3 * np.arctan2(y, x) + 0.4) + 1.5 * np.sin(2 * np.arctan2(y, x))
+    return (1 + 0.1 * np.sin(y / 4 + x / 7)) / (1 + np.exp((np.hypot(y, x) - radius) / 0.7))
+
+
+def frame(centre, contrast=1.0, tilt=0.0, side=0.0, noise=0.0, seed=0):
+    y, x = np.mgrid[:110, :120]
+    dy, dx = y - centre[0], x - centre[1]
+    picture = contrast * (1 + side * dx / 18) * particle(dy, dx) + tilt * (dy + 0.5 * dx) / 100 + 0.1 * tilt
+    return (picture + noise * np.random.default_rng(seed).standard_normal(picture.shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def template():
+    offset = np.arange(-HALF, HALF + 1.0)
+    picture = particle(offset[:, None], offset)
+    return Template.of(picture, picture > 0.5)
+
+
+def locate(picture, start, template, usable=None):
+    cut = partial(cut_window, picture, step=1.0, half=template.half)
+    usable = np.ones((2 * template.half + 1,) * 2, bool) if usable is None else usable
+    return refine_position(cut, np.array(start), 1.0, template, usable)
+
+
+@pytest.mark.parametrize("contrast", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize("centre", [(50.0, 60.0), (51.37, 58.81)])
+def test_planted_shifts_come_back(template, centre, contrast):
+    found = locate(frame(centre, contrast, tilt=0.3), (50.5, 59.6), template)
+    assert found == pytest.approx(centre, abs=0.01)
+
+
+def test_chemistry_on_one_side_is_not_motion(template):
+    centre = (50.3, 60.2)
+    found = locate(frame(centre, side=0.2), (50.0, 60.0), template)
+    assert found == pytest.approx(centre, abs=0.03)
+
+
+def test_noise_scatters_the_position_near_its_bound(template):
+    noise, centre = 0.1, np.array([50.3, 60.2])
+    found = np.array([locate(frame(centre, noise=noise, seed=s), centre, template) for s in range(60)])
+    slopes = template.basis[..., -2:][template.mask]
+    bound = noise / np.sqrt((slopes**2).sum(0))
+    # Eight more numbers are fitted, and slopes of the sampled template are a little too flat.
+    assert (found.std(0) < 1.5 * bound).all()
+    np.testing.assert_allclose(found.mean(0), centre, atol=4 * bound.max() / np.sqrt(60))
+
+
+def test_a_neighbour_does_not_pull_where_it_is_left_out(template):
+    centre = (50.0, 60.0)
+    y, x = np.mgrid[:110, :120]
+    picture = frame(centre) + 2 * (np.hypot(y - 50, x - 90) < 10)
+    usable = np.ones((2 * template.half + 1,) * 2, bool)
+    offset = np.arange(-template.half, template.half + 1)
+    usable &= np.hypot(offset[:, None], offset - 30) > 12
+    assert locate(picture, (50.2, 59.9), template, usable) == pytest.approx(centre, abs=0.01)
+
+
+def test_what_cannot_be_fitted_is_nan(template):
+    assert np.isnan(locate(np.zeros((110, 120), np.float32), (50.0, 60.0), template)).all()
+    assert np.isnan(locate(frame((50.0, 60.0)), (50.0, 75.0), template)).all()
+    shift, contrast = measure_shift(np.full((2 * template.half + 1,) * 2, np.nan), template,
+                                    np.ones((2 * template.half + 1,) * 2, bool))
+    assert np.isnan(shift).all()
+    assert np.isnan(contrast)

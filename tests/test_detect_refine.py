@@ -1,0 +1,93 @@
+"""Detection and refinement with the shipped weights on a small phantom: found, outlined, nothing invented; lazy."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+
+from xreg.detect import detect_block, detect_rois
+from xreg.refine import MAX_ROIS, _drop_doubles, empty_rois, refine_block, refine_rois
+from xreg.schema import ROIS
+from xreg.synthetic import Phantom
+
+ENERGIES = (8250.0, 8350.0, 8600.0)
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    return Phantom(shape=(300, 310), energies=ENERGIES, n_scans=1, n_particles=4, radius=(18, 32), touching=1, seed=2)
+
+
+@pytest.fixture(scope="module")
+def normalized(phantom):
+    frames = [phantom.noisy_optical_density(f) for f in range(3)]
+    frames = np.stack([f - np.nanmedian(f) for f in frames]).astype(np.float32)
+    return xr.Dataset(
+        {"optical_density": (("frame", "y", "x"), frames), "noise": ("frame", np.full(3, 0.015, np.float32))},
+        coords={"energy": ("frame", list(ENERGIES))}, attrs={"magnification": "constant"})
+
+
+@pytest.fixture(scope="module")
+def table(normalized):
+    density, noise = normalized["optical_density"].values, normalized["noise"].values
+    return refine_block(density, detect_block(density, device="cpu"), noise, device="cpu")
+
+
+def test_every_particle_is_found_and_outlined(phantom, table):
+    for frame in range(3):
+        seen = table[frame][np.isfinite(table[frame]["roi_position"][:, 0])]
+        truth = phantom.position(frame)
+        assert len(seen) == len(truth)
+        miss = np.linalg.norm(seen["roi_position"][:, None] - truth[None], axis=-1).min(0)
+        assert miss.max() < 3
+        areas = [share.sum() for _, share in phantom.coverage(frame)]
+        assert seen["roi_area"].sum() == pytest.approx(sum(areas), rel=0.12)
+        assert (seen["roi_contrast"] > 0.05).all()
+        assert not seen["roi_cut"].any()
+
+
+def test_an_empty_frame_has_no_particles():
+    rng = np.random.default_rng(0)
+    blank = np.stack([0.01 * rng.standard_normal((200, 210)), np.full((200, 210), np.nan)]).astype(np.float32)
+    found = detect_block(blank, device="cpu")
+    assert found[1].max() == 0
+    table = refine_block(blank, found, np.array([0.01, np.nan]), device="cpu")
+    assert np.isnan(table["roi_position"]).all()
+    assert table.shape == (2, MAX_ROIS)
+
+
+def test_stages_are_lazy_and_blind_to_chunking(normalized, table, no_compute):
+    for chunks in (1, 2):
+        chunked = normalized.chunk(frame=chunks)
+        found = detect_rois(chunked, device="cpu")
+        assert found.shape == normalized["optical_density"].shape
+        rois = refine_rois(chunked, found, device="cpu")
+        assert set(ROIS) <= set(rois.data_vars)
+        assert rois.attrs["frame_shape"] == [300, 310]
+        with dask.config.set(scheduler="synchronous"):
+            computed = rois[["roi_position", "roi_contour"]].compute()
+        for name in ("roi_position", "roi_contour"):
+            np.testing.assert_array_equal(computed[name].values, table[name])
+
+
+def test_the_graph_holds_no_weights(normalized):
+    import pickle
+
+    found = detect_rois(normalized.chunk(frame=1))
+    assert len(pickle.dumps(found.data.dask)) < 3e6
+
+
+def test_split_frames_and_missing_variables_are_refused(normalized):
+    with pytest.raises(ValueError, match=r"frames are split into 1 x 2 chunks; need whole frames\. Join them with"):
+        detect_rois(normalized.chunk(frame=1, x=200))
+    with pytest.raises(ValueError, match="noise is missing; need noise with dims"):
+        refine_rois(normalized.drop_vars("noise"), normalized["optical_density"])
+    with pytest.raises(ValueError, match=r"optical_density has dims .* need \('frame', 'y', 'x'\)"):
+        detect_rois(normalized.transpose("y", "x", "frame"))
+
+
+def test_doubles_are_dropped_but_small_neighbours_kept():
+    records = empty_rois(1, 3)[0]
+    records["roi_position"] = [(50, 50), (52, 51), (50, 75)]
+    records["roi_area"] = [1000, 800, 300]
+    assert [tuple(r["roi_position"]) for r in _drop_doubles(list(records))] == [(50, 50), (50, 75)]
