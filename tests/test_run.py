@@ -413,7 +413,7 @@ def test_not_one_readable_block_is_an_error(own_raw, tmp_path, executions):
     ({"device": "cpu"}, r"the device changed since \(was auto, is cpu\)"),
 ])
 def test_a_resume_with_other_settings_is_refused(raw, tmp_path, executions, options, words):
-    executions.fail = {("align", "0"): TypeError("stop")}
+    executions.fail = {("observe", "0"): TypeError("stop")}
     with pytest.raises(TypeError):
         run.register(raw, tmp_path / "out.zarr")
     with pytest.raises(ValueError, match=words):
@@ -423,7 +423,7 @@ def test_a_resume_with_other_settings_is_refused(raw, tmp_path, executions, opti
 def test_a_resume_with_another_input_or_other_weights_is_refused(own_raw, tmp_path, executions, monkeypatch):
     from xreg.models import weights
 
-    executions.fail = {("align", "0"): TypeError("stop")}
+    executions.fail = {("observe", "0"): TypeError("stop")}
     with pytest.raises(TypeError):
         run.register(own_raw, tmp_path / "out.zarr")
     with monkeypatch.context() as patch:

@@ -17,7 +17,7 @@ from xreg.schema import FitStatus
 from xreg.synthetic import PhantomConfig
 from xreg.workers import open_pool
 
-ENERGIES = (8200.0, 8240.0, 8260.0, 8275.0, 8290.0, *np.arange(8331.0, 8352.0, 1.5), 8400.0, 8450.0, 8520.0, 8600.0)
+ENERGIES = (8200.0, 8240.0, 8260.0, 8275.0, 8290.0, *np.arange(8332.0, 8352.0, 2.0), 8400.0, 8450.0, 8520.0, 8600.0)
 CONFIG = PhantomConfig(shape=(128, 128), n_scans=1, energies=ENERGIES, n_particles=1, radius=(16.0, 20.0), touching=0,
                        flats_per_energy=1, n_darks=2, jumps=0.0)
 

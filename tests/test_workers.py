@@ -68,14 +68,17 @@ def test_processes_and_a_client_of_them():
             assert dict(same.each(abs, [-4])) == {-4: 4}
 
 
-def test_a_scheduler_that_goes_away_is_a_sentence(threads):
+def test_a_scheduler_that_goes_away_is_a_sentence():
     from distributed import Client, LocalCluster
+
+    def go_on(client):
+        with workers.open_pool(scheduler=client) as pool:
+            answers = pool.each(time.sleep, [0.01, 0.2, 0.2, 0.2, 0.2])
+            next(answers)
+            client.close()
+            list(answers)
 
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster:
         client = Client(cluster, set_as_default=False)
-        pool = workers.Pool(client, 1)
-        answers = pool.each(time.sleep, [0.01, 0.2, 0.2, 0.2, 0.2])
-        next(answers)
-        client.close()
         with pytest.raises(ConnectionError, match=r"scheduler has gone away; .* --resume"):
-            list(answers)
+            go_on(client)

@@ -131,13 +131,14 @@ def process_memory(frame_pixels: int, length: int, read_chunk: int, flats_per_fr
                    particles: int) -> int:
     """Estimated peak memory (bytes) of one worker process.
 
-    The block's counts as stored and as decoded, the references of one block, its windows on the particles, and the
-    working copies of a single frame.
+    The block's counts as stored and as decoded, its optical density, the references of some frames, windows on some
+    particles, and the working copies of a single frame.
     """
     counts = (length + max(read_chunk, length)) * frame_pixels * 2
-    flats = int(flats_per_frame * length * frame_pixels * 4)
-    windows = 2 * particles * length * window**2 * 4
-    return PROCESS_BYTES + counts + flats + windows + WORK_BYTES_PER_PIXEL * frame_pixels
+    density = length * frame_pixels * 4
+    flats = int(min(flats_per_frame * length, 32) * frame_pixels * 2)
+    windows = 2 * min(particles * length * window**2 * 4, 128 * MIB)
+    return PROCESS_BYTES + counts + density + flats + windows + WORK_BYTES_PER_PIXEL * frame_pixels
 
 
 def whole_frames(frames: "xr.DataArray") -> "da.Array":

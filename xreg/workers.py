@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client, LocalCluster, as_completed
+from distributed import CancelledError, Client, LocalCluster, as_completed
+from distributed.comm import CommClosedError
 
 from xreg import chunks
 
@@ -35,13 +36,7 @@ class Pool:
         self.client, self.workers = client, workers
 
     def each(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield (task, outcome) in the order in which tasks end; outcome is `function(task)`, or `Lost`.
-
-        Raises
-        ------
-        ConnectionError
-            If the scheduler goes away.
-        """
+        """Yield (task, outcome) in the order in which tasks end; outcome is `function(task)`, or `Lost`."""
         waiting, run = iter(tasks), uuid.uuid4().hex[:8]
         numbers = itertools.count()
         running: dict[str, tuple[Any, Any, int]] = {}
@@ -53,31 +48,19 @@ class Pool:
             running[key] = (future, task, attempt)
             ended.add(future)
 
-        with self._connected():
-            for task in itertools.islice(waiting, chunks.in_flight(self.workers)):
-                hand_out(task)
-            for future in ended:
-                _, task, attempt = running.pop(future.key)
-                lost = future.status not in ("finished", "error")
-                outcome = self._outcome(future, lost)
-                future.release()
-                if lost and attempt < _RETRIES and self.client.status == "running":
-                    hand_out(task, attempt + 1)
-                    continue
-                for task_to_come in itertools.islice(waiting, 1):
-                    hand_out(task_to_come)
-                yield task, outcome
-
-    @contextlib.contextmanager
-    def _connected(self) -> Iterator[None]:
-        """One sentence in place of the many ways in which a client says that its scheduler is gone."""
-        try:
-            yield
-        except Exception as error:
-            if self.client.status == "running":
-                raise
-            msg = "the Dask scheduler has gone away; start one and run the same command with --resume."
-            raise ConnectionError(msg) from error
+        for task in itertools.islice(waiting, chunks.in_flight(self.workers)):
+            hand_out(task)
+        for future in ended:
+            _, task, attempt = running.pop(future.key)
+            lost = future.status not in ("finished", "error")
+            outcome = self._outcome(future, lost)
+            future.release()
+            if lost and attempt < _RETRIES and self.client.status == "running":
+                hand_out(task, attempt + 1)
+                continue
+            for task_to_come in itertools.islice(waiting, 1):
+                hand_out(task_to_come)
+            yield task, outcome
 
     def _outcome(self, future: Any, lost: bool) -> Any:
         if future.status == "finished":
@@ -105,6 +88,8 @@ def open_pool(workers: int | None = None, scheduler: str | Client | None = None)
     ------
     ValueError
         If both are given, the number is negative, or nothing answers at the address.
+    ConnectionError
+        If the scheduler goes away meanwhile.
     """
     if scheduler is not None and workers is not None:
         msg = f"workers={workers} and scheduler={scheduler!r} came together; give one of the two."
@@ -117,7 +102,20 @@ def open_pool(workers: int | None = None, scheduler: str | Client | None = None)
         # Not dask.config.set(scheduler=client): a nanny pickles the configuration when it starts a worker anew.
         stack.enter_context(client.as_current())
         threads = sum(w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
-        yield Pool(client, max(threads, 1))
+        with _told_when_lost(client):
+            yield Pool(client, max(threads, 1))
+
+
+@contextlib.contextmanager
+def _told_when_lost(client: Client) -> Iterator[None]:
+    """One sentence in place of the many ways in which a client says that its scheduler is gone."""
+    try:
+        yield
+    except Exception as error:
+        if client.status == "running" and not isinstance(error, CancelledError | CommClosedError):
+            raise
+        msg = "the Dask scheduler has gone away; start one and run the same command with --resume."
+        raise ConnectionError(msg) from error
 
 
 @contextlib.contextmanager
