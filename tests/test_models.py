@@ -10,7 +10,7 @@ import torch
 from xreg.models.cyclegan import Discriminator, Generator, GeneratorConfig
 from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
 from xreg.models.infer import BINNING, _in_memory, bin_frame, choose_device, particle_map, soft_contours
-from xreg.models.weights import Weights, card, load, save, shipped
+from xreg.models.weights import Weights, card, load, read, save, shipped
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +101,20 @@ def test_too_small_a_memory_halves_the_batch():
     torch.testing.assert_close(_in_memory(Tight(), x, "cpu"), x)
     assert sizes[0] == 7
     assert max(sizes[-4:]) <= 2
+
+
+def test_folding_the_normalisation_changes_nothing(tmp_path):
+    torch.manual_seed(1)
+    network = Generator(GeneratorConfig(4, (1, 2)))
+    for _ in range(3):
+        network(torch.rand(2, 1, 24, 24))
+    weights = save(network.eval(), tmp_path / "g.safetensors", {})
+    folded = load(weights, "cpu")
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    x = torch.rand(1, 1, 24, 24)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), network(x), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(read(weights).eval()(x), network(x))
 
 
 def test_weights_carry_their_card_and_load_once(generator):

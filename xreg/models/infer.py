@@ -100,6 +100,7 @@ def soft_contours(regions: np.ndarray, weights: Weights, device: str) -> np.ndar
     assert not network.training
     with _exclusive(device), torch.inference_mode():
         x = torch.from_numpy(np.ascontiguousarray(regions, dtype=np.float32))
+        x = x.to(memory_format=torch.channels_last)
         return _in_memory(network, x, device).numpy()[:, 0]
 
 

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from xreg.models.cyclegan import Generator, GeneratorConfig
 from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
@@ -76,7 +78,10 @@ def card(weights: Weights) -> dict[str, object]:
 
 
 def load(weights: Weights, device: str) -> nn.Module:
-    """Network of the given weights on a device, in evaluation mode; loaded once per process.
+    """Network of the given weights on a device, ready to be applied; loaded once per process.
+
+    It is in evaluation mode, its batch normalisations are folded into the convolutions before them, and its arrays have
+    channels last: the same answer to a few units of the last digit, in little more than half the time on a CPU.
 
     Raises
     ------
@@ -86,11 +91,29 @@ def load(weights: Weights, device: str) -> nn.Module:
     key = (weights.path, weights.sha256, device)
     with _lock:
         if key not in _loaded:
-            _loaded[key] = _read(weights).to(device).eval()
+            network = _fold_normalisation(read(weights).eval())
+            _loaded[key] = network.to(device, memory_format=torch.channels_last)
         return _loaded[key]
 
 
-def _read(weights: Weights) -> nn.Module:
+def _fold_normalisation(network: nn.Module) -> nn.Module:
+    """Fold every batch normalisation that follows a convolution into it."""
+    for sequence in [m for m in network.modules() if isinstance(m, nn.Sequential)]:
+        for k in range(len(sequence) - 1):
+            if isinstance(sequence[k], nn.Conv2d) and isinstance(sequence[k + 1], nn.BatchNorm2d):
+                sequence[k] = fuse_conv_bn_eval(sequence[k], sequence[k + 1])
+                sequence[k + 1] = nn.Identity()
+    return network
+
+
+def read(weights: Weights) -> nn.Module:
+    """Network of the given weights as it was trained, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        As `load`.
+    """
     found = Weights.of(weights.path).sha256
     if found != weights.sha256:
         msg = (f"weights {weights.path} have sha256 {found[:12]}..., need {weights.sha256[:12]}...; "

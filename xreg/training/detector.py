@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from xreg.models.cyclegan import Discriminator, Generator, GeneratorConfig
 from xreg.models.infer import bin_frame, choose_device, compress
-from xreg.models.weights import Weights, load, save
+from xreg.models.weights import Weights, read, save
 from xreg.training.data import FRAME_SIDE, detection_pair
 from xreg.training.run import TrainingRun, average_weights, simulate
 
@@ -109,7 +109,7 @@ def train_detector(
     dirty = Generator(GeneratorConfig(config.width // 2, bounded=False)).to(device)      # B -> A
     judge_a, judge_b = Discriminator().to(device), Discriminator().to(device)
     if start:
-        clean.load_state_dict(load(start, device).state_dict())
+        clean.load_state_dict(read(start).state_dict())
     average = deepcopy(clean).eval()
     generators = torch.optim.Adam(chain(clean.parameters(), dirty.parameters()), config.rate, betas=(0.5, 0.999))
     judges = torch.optim.Adam(chain(judge_a.parameters(), judge_b.parameters()), config.judge_rate, betas=(0.5, 0.999))
