@@ -1,9 +1,18 @@
 """Locating: from rough centres of mass to the truth, each frame by itself."""
 
+import dask
 import numpy as np
 import pytest
+import xarray as xr
 
-from xreg.locate import choose_template_frames, covered_by_others, locate_frame, make_templates, templates_of
+from xreg.locate import (
+    choose_template_frames,
+    covered_by_others,
+    locate_frame,
+    locate_particles,
+    make_templates,
+    templates_of,
+)
 from xreg.synthetic import Phantom
 
 ENERGIES = (8250.0, 8320.0, 8400.0, 8450.0, 8500.0, 8600.0, 8690.0)
@@ -31,6 +40,25 @@ def test_positions_come_near_the_truth(scene):
     assert np.sqrt((error**2).mean()) < 0.08
     # A frame's positions depend on this frame and the templates alone.
     np.testing.assert_array_equal(locate_frame(frames[5], rough[:, 5], 1.0, contour, templates), found[:, 5])
+
+
+def test_lazy_and_blind_to_chunking(scene, no_compute):
+    frames, truth, rough, contour = scene
+    energy = np.tile(ENERGIES, 2)
+    normalized = xr.Dataset({"optical_density": (("frame", "y", "x"), frames)}, coords={"energy": ("frame", energy)})
+    tracks = xr.Dataset({"position": (("particle", "frame", "axis"), rough),
+                         "contrast": (("particle", "frame"), np.where(energy > 8340, 1.0, 0.3)[None].repeat(4, 0))},
+                        coords={"energy": ("frame", energy)})
+    outline = xr.DataArray(contour, dims=("particle", "y", "x"))
+    found = []
+    for chunks in (3, 14):
+        lazy = locate_particles(normalized.chunk(frame=chunks), tracks, outline)
+        with dask.config.set(scheduler="synchronous"):
+            found.append(lazy.compute().values)
+    np.testing.assert_array_equal(found[0], found[1])
+    assert np.abs(found[0] - truth).mean() < np.abs(rough - truth).mean()
+    with pytest.raises(ValueError, match=r"contour has dims \('y', 'x'\); need \('particle', 'y', 'x'\)"):
+        locate_particles(normalized, tracks, outline[0])
 
 
 def test_without_a_template_the_centre_of_mass_stays(scene):

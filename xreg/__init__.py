@@ -1,7 +1,7 @@
 """Particle-by-particle registration of operando X-ray microscopy stacks, out of core on Dask.
 
 Follow one particle from raw counts to its deformation by opening the stages in the order of the data:
-`normalize`, `detect`, `refine`, `link`, `align`, `xanes`, `motion`. `register` runs them all out of core.
+`normalize`, `detect`, `refine`, `link`, `locate`, `align`, `xanes`, `motion`. `register` runs them all out of core.
 """
 
 from importlib import import_module
@@ -15,6 +15,8 @@ _PUBLIC = {
     "refine_rois": "refine",
     "link_rois": "link",
     "gather_tracks": "link",
+    "outline_particles": "align",
+    "locate_particles": "locate",
     "align_stacks": "align",
     "fit_edges": "xanes",
     "measure_motion": "motion",

@@ -1,4 +1,4 @@
-"""Stage 5: every particle's own registered stack, resampled once from the optical density."""
+"""Stage 6: every particle's own registered stack, resampled once from the optical density."""
 
 import dask.array as da
 import numpy as np
@@ -9,6 +9,9 @@ from xreg.kernels.geometry import pixel_scale
 from xreg.kernels.resample import sample_window
 from xreg.kernels.windows import cut_window
 from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, describe, validate
+
+#: Sightings at most, evenly spread, from which a particle's outline is made.
+_CONTOURS = 256
 
 
 def align_block(optical_density: np.ndarray, position: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
@@ -93,6 +96,59 @@ def contour_sums(
         sums[particle] += np.rint(sample_window(contours[frame, roi], grid, side)).astype(np.int64)
         count[particle] += 1
     return sums, count
+
+
+def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
+    """Outline of every particle: where the mean of its soft contours exceeds one half.
+
+    At most 256 sightings of a particle are used, evenly spread over those in which the field of view does not cut it:
+    the outline of more is the same to a fraction of a pixel. This computes, one chunk of frames at a time; sums are of
+    integers, the same for every chunking.
+
+    Parameters
+    ----------
+    rois : Dataset
+        From `refine_rois`: `roi_contour`, `roi_window`, `roi_position` and `roi_cut` are read; coordinate `energy` and
+        attributes as for `link_rois`.
+    links : Dataset
+        From `link_rois`.
+
+    Returns
+    -------
+    DataArray, dims (particle, y, x), bool
+        y and x are offsets in px from the centre of mass, as far as the largest particle needs.
+    """
+    track, attrs = links["track"].values, rois.attrs
+    scale = pixel_scale(rois["energy"].values, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"))
+    half = window_half(rois, track, scale)
+    particles, side = int(track.max(initial=-1)) + 1, 2 * half + 1
+    used = _chosen_sightings(track, rois["roi_cut"].values, particles)
+    sums, count = np.zeros((particles, side, side), np.int64), np.zeros(particles, np.int64)
+    stops = np.cumsum(rois["roi_contour"].chunksizes.get("frame", (len(track),)))
+    for start, stop in zip([0, *stops[:-1]], stops, strict=True):
+        part = slice(start, stop)
+        if (used[part] >= 0).any():
+            pictures = [rois[name][part].values for name in ("roi_contour", "roi_window", "roi_position")]
+            more, seen = contour_sums(*pictures, used[part], scale[part], particles, half)
+            sums += more
+            count += seen
+    offset = np.arange(-half, half + 1, dtype=float)
+    return xr.DataArray(
+        2 * sums > 255 * np.maximum(count, 1)[:, None, None], dims=RESULT["contour"].dims, name="contour",
+        coords={"y": ("y", offset, {"units": "px"}), "x": ("x", offset, {"units": "px"})},
+        attrs=RESULT["contour"].attrs)
+
+
+def _chosen_sightings(track: np.ndarray, cut: np.ndarray, particles: int) -> np.ndarray:
+    """The track table with all but some sightings of each particle put to -1."""
+    used = np.full_like(track, -1)
+    for particle in range(particles):
+        places = np.argwhere(track == particle)
+        whole = places[~cut[tuple(places.T)]]
+        places = whole if len(whole) else places
+        chosen = places[np.unique(np.linspace(0, len(places) - 1, _CONTOURS).round().astype(int))]
+        used[tuple(chosen.T)] = particle
+    return used
 
 
 def align_stacks(

@@ -9,17 +9,13 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from xreg import chunks, store
+from xreg import store
 from xreg.kernels.geometry import pixel_scale
 from xreg.schema import RESULT, FrameStatus, describe, flag_attrs
 from xreg.tasks import COARSE, LOCATED, ROI_GROUP, Job, normalized_frame, save_templates
 
 #: Variables of a result that linking gives; all others follow from the fitted positions.
 _OF_LINKING = ("position", "similarity", "contour", "frame_status")
-#: Sightings at most, evenly spread, from which a particle's mean contour is made.
-_CONTOURS = 256
-
-
 def link_particles(job: Job, settings: dict) -> None:
     """Link the regions, write tracks and outlines, make the templates that positions will be fitted to.
 
@@ -30,33 +26,30 @@ def link_particles(job: Job, settings: dict) -> None:
     settings : dict
         Keyword arguments of `link_rois`.
     """
-    from xreg.align import window_half
+    from xreg.align import outline_particles
     from xreg.link import gather_tracks, link_rois
     from xreg.locate import TEMPLATE_BYTES, choose_template_frames, make_templates
 
     rois = open_rois(job)
     links = link_rois(rois, **settings)
     tracks = gather_tracks(rois, links)
-    track, attrs = links["track"].values, rois.attrs
-    energy = rois["energy"].values
+    attrs, energy = rois.attrs, rois["energy"].values
     scale = pixel_scale(energy, attrs["magnification"], attrs.get("pixel_size_energy_ev"))
-    half = window_half(rois, track, scale)
-    offset = np.arange(-half, half + 1, dtype=float)
-    contour = mean_contours(job, track, rois["roi_cut"].values, scale, half)
+    contour = outline_particles(rois, links)
     tables = tracks.assign(
-        contour=(RESULT["contour"].dims, contour),
+        contour=contour,
         scale=("frame", scale, {"units": "1", "long_name": "pixel size over that at pixel_size_energy_ev"}),
         frame_status=("frame", rois["frame_status"].values, flag_attrs(FrameStatus)),
         noise=rois["noise"], background=rois["background"],
-    ).assign_coords(y=("y", offset, {"units": "px"}), x=("x", offset, {"units": "px"}))
-    tables.attrs = {**attrs, **tables.attrs, "half": half}
+    )
+    tables.attrs = {**attrs, **tables.attrs, "half": contour.sizes["y"] // 2}
     store.write_tables(job.out, describe(tables, RESULT))
 
     shape = attrs["frame_shape"]
     most = max(TEMPLATE_BYTES // (4 * shape[0] * shape[1]), 1)
     chosen = choose_template_frames(tracks["contrast"].values, energy, most)
     frames = np.array([normalized_frame(job, k).optical_density for k in chosen]).reshape(-1, *shape)
-    save_templates(job.out, make_templates(frames, tracks["position"].values[:, chosen], scale[chosen], contour))
+    save_templates(job.out, make_templates(frames, tracks["position"].values[:, chosen], scale[chosen], contour.values))
     n = tables.sizes
     # The centres of mass are kept: positions are fitted from them whenever a run is taken up again.
     coarse = tracks["position"].drop_vars(list(tracks.coords))
@@ -95,58 +88,6 @@ def open_rois(job: Job) -> xr.Dataset:
     """The table of regions, lazily, as `link_rois` wants it."""
     rois = store.open_store(f"{job.out}/{ROI_GROUP}")
     return rois.set_coords([n for n in ("energy", "scan", "time", "frame") if n in rois.variables])
-
-
-def mean_contours(job: Job, track: np.ndarray, cut: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
-    """Outline of every particle: where the mean of its soft contours exceeds one half.
-
-    At most 256 sightings of a particle are used, evenly spread over those in which the field of view does not cut it:
-    the outline of more is the same to a fraction of a pixel. Sums are of integers, the same for every length of blocks.
-
-    Parameters
-    ----------
-    job : Job
-        For the table of regions and its blocks.
-    track : ndarray, shape (frame, roi)
-        Particle of each region, or -1.
-    cut : ndarray, shape (frame, roi), bool
-        Whether the field of view cuts the region.
-    scale : ndarray, shape (frame,)
-        Pixel size over that at the reference energy.
-    half : int
-        Windows reach from -half to +half px.
-
-    Returns
-    -------
-    ndarray, shape (particle, 2 half + 1, 2 half + 1), bool
-    """
-    from xreg.align import contour_sums
-
-    particles, side = int(track.max(initial=-1)) + 1, 2 * half + 1
-    used = _chosen_sightings(track, cut, particles)
-    sums, count = np.zeros((particles, side, side), np.int64), np.zeros(particles, np.int64)
-    for block in chunks.frame_blocks(job.n_frames, job.block):
-        part = block.region
-        if not (used[part] >= 0).any():
-            continue
-        pictures = [store.read_block(job.out, f"{ROI_GROUP}/{name}", part)
-                    for name in ("roi_contour", "roi_window", "roi_position")]
-        more, seen = contour_sums(*pictures, used[part], scale[part], particles, half)
-        sums += more
-        count += seen
-    return 2 * sums > 255 * np.maximum(count, 1)[:, None, None]
-
-
-def _chosen_sightings(track: np.ndarray, cut: np.ndarray, particles: int) -> np.ndarray:
-    """The track table with all but some sightings of each particle put to -1."""
-    used = np.full_like(track, -1)
-    for particle in range(particles):
-        places = np.argwhere(track == particle)
-        whole = places[~cut[tuple(places.T)]]
-        places = whole if len(whole) else places
-        chosen = places[np.unique(np.linspace(0, len(places) - 1, _CONTOURS).round().astype(int))]
-        used[tuple(chosen.T)] = particle
-    return used
 
 
 def _create_stacks(job: Job, tables: xr.Dataset) -> None:

@@ -6,11 +6,17 @@ positions depend on this frame and the templates alone.
 
 from functools import partial
 
+import dask
+import dask.array as da
 import numpy as np
+import xarray as xr
 from scipy import ndimage
 
+from xreg.chunks import whole_frames
+from xreg.kernels.geometry import pixel_scale
 from xreg.kernels.subpixel import Template, refine_position
 from xreg.kernels.windows import cut_window
+from xreg.schema import NORMALIZED, RESULT, check_variable, validate
 
 #: Frames from which templates are made, and bytes that they may take in memory.
 TEMPLATE_FRAMES, TEMPLATE_BYTES = 16, 2**27
@@ -141,6 +147,57 @@ def locate_frame(
         if np.isfinite(found).all():
             located[particle] = found
     return located
+
+
+def locate_particles(normalized: xr.Dataset, tracks: xr.Dataset, contour: xr.DataArray) -> xr.DataArray:
+    """Fit the positions of all particles in all frames to their templates, lazily.
+
+    One task makes the templates, from at most sixteen frames; then there is one task per chunk of frames.
+
+    Parameters
+    ----------
+    normalized : Dataset
+        With `optical_density` (frame, y, x) and the coordinate `energy`; attributes `magnification` and
+        `pixel_size_energy_ev` as for `align_stacks`.
+    tracks : Dataset, in memory
+        With `position` (particle, frame, axis), centres of mass in raw px, and `contrast` (particle, frame), from
+        `gather_tracks`.
+    contour : DataArray, dims (particle, y, x), bool
+        From `outline_particles`.
+
+    Returns
+    -------
+    DataArray, dims (particle, frame, axis), px
+        As `position`; the centre of mass where a fit fails, NaN where not seen.
+
+    Raises
+    ------
+    ValueError
+        If a variable is missing or has other dims, or a frame is split into several chunks.
+    """
+    validate(normalized, NORMALIZED, "optical_density")
+    validate(tracks, RESULT, "position")
+    check_variable(contour, RESULT["contour"])
+    density = whole_frames(normalized["optical_density"])
+    energy, coarse = tracks["energy"].values, tracks["position"].values
+    attrs = normalized.attrs
+    scale = pixel_scale(energy, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"))
+    most = max(TEMPLATE_BYTES // (4 * density.shape[1] * density.shape[2]), 1)
+    chosen = choose_template_frames(tracks["contrast"].values, energy, most)
+    outline = contour.values
+    pictures = dask.delayed(make_templates)(density[chosen], coarse[:, chosen], scale[chosen], outline)
+    located = da.blockwise(
+        _locate_block, "pfa", density, "fyx", da.from_array(coarse, chunks=(-1, density.chunks[0], -1)), "pfa",
+        da.from_array(scale, chunks=(density.chunks[0],)), "f", outline, None, concatenate=True, dtype=float,
+        meta=np.empty((0, 0, 0)), templates=dask.delayed(templates_of)(pictures, outline))
+    return xr.DataArray(located, dims=tracks["position"].dims, coords=tracks["position"].coords, name="position",
+                        attrs=tracks["position"].attrs)
+
+
+def _locate_block(density, position, scale, outline, *, templates):
+    """Positions (particles, n, 2) of a block of n frames."""
+    return np.stack([locate_frame(density[k], position[:, k], float(scale[k]), outline, templates)
+                     for k in range(len(density))], axis=1)
 
 
 def covered_by_others(
