@@ -200,6 +200,6 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch):
     monkeypatch.setattr(detector, "train_detector", train_detector)
     code, out, _ = xreg("train", "detect", tmp_path, "--seed", 7, "--device", "cpu")
     assert code == 0
-    assert asked.pop("command").startswith("xreg ")
+    assert asked.pop("command").startswith("xreg")
     assert asked == {"folder": tmp_path, "seed": 7, "device": "cpu", "own_frames": None, "start": None}
     assert "1" * 64 in out
