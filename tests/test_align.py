@@ -21,7 +21,8 @@ CENTRES = np.array([[40.3, 50.8], [43.9, 47.1], [38.5, 52.25]])
 @pytest.fixture(scope="module")
 def stack():
     frames = np.stack([bump((90, 100), c) for c in CENTRES]).astype(np.float32)
-    ds = xr.Dataset({"optical_density": (("frame", "y", "x"), frames)}, coords={"energy": ("frame", [8300.0, 8340.0, 8400.0])})
+    ds = xr.Dataset({"optical_density": (("frame", "y", "x"), frames)},
+                    coords={"energy": ("frame", [8300.0, 8340.0, 8400.0])})
     tracks = xr.Dataset({"position": (("particle", "frame", "axis"), CENTRES[None])})
     return ds, tracks
 

@@ -10,7 +10,7 @@ from xreg.synthetic import PhantomConfig, ni_energies
 
 @pytest.mark.filterwarnings("ignore:Sending large graph")
 def test_the_chain_of_functions_gives_what_register_gives(tmp_path):
-    config = PhantomConfig(shape=(200, 210), energies=tuple(ni_energies(14)), n_scans=1, n_particles=2, radius=(16, 24),
+    config = PhantomConfig(shape=(200, 210), energies=tuple(ni_energies(24)), n_scans=1, n_particles=2, radius=(16, 24),
                            touching=0, jumps=0.0, seed=4)
     record.simulate(config, tmp_path / "raw.zarr", tmp_path / "truth.zarr", workers=0)
 
@@ -19,9 +19,9 @@ def test_the_chain_of_functions_gives_what_register_gives(tmp_path):
     particle_map = xreg.detect_rois(normalized, device="cpu")
     rois = xreg.refine_rois(normalized, particle_map, device="cpu").compute()
     links = xreg.link_rois(rois)
-    tracks = xreg.gather_tracks(rois, links)
-    contour = xreg.outline_particles(rois, links)
-    tracks["position"] = xreg.locate_particles(normalized, tracks, contour).compute()
+    candidates = xreg.propose_particles(xreg.gather_tracks(rois, links), xreg.outline_particles(rois, links))
+    tracks = xreg.confirm_particles(candidates, xreg.locate_particles(normalized, candidates).compute())
+    contour = tracks["contour"]
     motion = xreg.measure_motion(tracks)
     aligned = xreg.align_stacks(normalized, tracks, half=contour.sizes["y"] // 2)["aligned"]
     maps = xreg.fit_edges(aligned, contour)

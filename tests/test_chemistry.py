@@ -34,8 +34,13 @@ def made():
     return stack, share
 
 
-def test_shares_of_references(made, no_compute):
-    assert fit_references(made[0].chunk({"frame": 10}), REFERENCES)["weight"].chunks is not None
+def test_building_computes_nothing(made, no_compute):
+    stack = made[0].chunk({"frame": 10})
+    assert fit_references(stack, REFERENCES)["weight"].chunks is not None
+    maps = stack[:, :2].drop_vars(["energy", "scan"]).rename(frame="scan")
+    contour = xr.DataArray(np.ones((2, 12, 12), bool), dims=("particle", "y", "x")).chunk()
+    assert summarize_particles(maps, contour)["mean"].chunks is not None
+    assert oxidation_state(maps, [(8341.0, 2.0), (8344.0, 4.0)], maps)["oxidation_state"].chunks is not None
 
 
 def test_shares_equal_the_planted_ones(made):
@@ -44,8 +49,7 @@ def test_shares_equal_the_planted_ones(made):
     assert maps["reference"].values.tolist() == ["Ni2+", "Ni4+"]
     assert maps["scan"].values.tolist() == [4, 7]
     error = maps["weight"].sel(reference="Ni4+").values - share
-    assert np.isnan(error[0, 0, 0, 0])
-    assert np.isfinite(error).sum() == error.size - 1
+    assert np.isfinite(error).all()
     assert np.nanstd(error / maps["weight_sigma"].sel(reference="Ni4+").values) == pytest.approx(1.0, abs=0.2)
     again = fit_references(stack.chunk({"y": 5, "frame": 7}), REFERENCES).compute()
     xr.testing.assert_identical(again, maps)
@@ -67,6 +71,39 @@ def test_references_on_another_scale(made):
         fit_references(made[0], {})
     with pytest.warns(UserWarning, match="taken as keV"):
         fit_references(made[0], {"Ni2+": (FINE / 1000, REFERENCES["Ni2+"][1])})
+    with pytest.raises(ValueError, match="reference Ni has energies of shape"):
+        fit_references(made[0], {"Ni": (FINE, FINE[1:])})
+    with pytest.raises(ValueError, match="reference Ni has 3 different energies with a value"):
+        fit_references(made[0], {"Ni": (FINE[:3], FINE[:3])})
+
+
+def test_references_may_be_unsorted_and_have_repeats_and_gaps(made):
+    plain = fit_references(made[0], REFERENCES).compute()
+    order = np.random.default_rng(0).permutation(np.r_[np.arange(FINE.size), 0:FINE.size:7])
+    mixed = {name: (e[order], n[order]) for name, (e, n) in REFERENCES.items()}
+    mixed["Ni2+"][1][mixed["Ni2+"][0] == 8480.0] = np.nan
+    xr.testing.assert_allclose(fit_references(made[0], mixed).compute(), plain, rtol=1e-6)
+
+
+def test_pixels_are_fitted_with_the_energies_they_have(made):
+    stack, share = made
+    holed = stack.copy(data=stack.values.copy())
+    holed[:, 20:23] = np.nan  # blank frames
+    holed[1, 66:, 3, 3] = np.nan  # a pixel that is missing from nearly a whole scan
+    fewer = holed.isel(frame=np.delete(np.arange(stack.sizes["frame"]), [0, 15, 80]))
+    maps = fit_references(fewer, REFERENCES).compute()
+    error = maps["weight"].sel(reference="Ni4+").values - share
+    assert np.isnan(error[1, 1, 3, 3])
+    assert np.isfinite(error).sum() == error.size - 1
+    assert np.nanstd(error / maps["weight_sigma"].sel(reference="Ni4+").values) == pytest.approx(1.0, abs=0.2)
+
+
+def test_another_energy_scale_is_told(made):
+    moved = made[0].assign_coords(energy=made[0]["energy"] + 3.0)
+    with pytest.warns(UserWarning, match=r"particle \d in scan \d fit .* are moved by \+[23]\.?5? eV.*max_shift"):
+        fit_references(moved, REFERENCES).compute(scheduler="synchronous")
+    fit_references(made[0].assign_coords(energy=made[0]["energy"] + 0.3), REFERENCES).compute()
+    fit_references(moved, REFERENCES, max_shift=4.0).compute()
 
 
 def test_oxidation_state_is_a_line_through_the_points():
@@ -75,8 +112,30 @@ def test_oxidation_state_is_a_line_through_the_points():
     np.testing.assert_allclose(out["oxidation_state"], [2.0, 3.0, np.nan])
     np.testing.assert_allclose(out["oxidation_state_sigma"], 0.2)
     assert out["oxidation_state"].attrs["definition"] == "half_step"
+    assert "calibration_sigma" not in out
     with pytest.raises(ValueError, match="points hold 1 different edge energies"):
         oxidation_state(energy, [(8341.0, 2.0), (8341.0, 3.0)])
+    with pytest.raises(ValueError, match=r"points have lengths \[2, 3\]"):
+        oxidation_state(energy, [(8341.0, 2.0), (8342.0, 3.0, 0.1)])
+    with pytest.raises(ValueError, match=r"errors \[0\.1, 0\.0\]; need positive"):
+        oxidation_state(energy, [(8341.0, 2.0, 0.1), (8342.0, 3.0, 0.0)])
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_error_of_the_calibration_is_what_repeated_calibrations_scatter(stated):
+    """Calibrations of two to six points are drawn again and again with errors of their energies."""
+    rng = np.random.default_rng(0)
+    true, state = np.linspace(8341.0, 8345.0, 3 if stated else 6), np.linspace(2.0, 4.0, 3 if stated else 6)
+    sigma = np.array([0.05, 0.1, 0.2]) if stated else np.full(6, 0.1)
+    at = xr.DataArray([8340.0, 8342.0, 8346.0], dims="x")
+    found, told = [], []
+    for _ in range(300):
+        drawn = true + sigma * rng.normal(size=true.size)
+        points = np.column_stack((drawn, state, sigma) if stated else (drawn, state))
+        out = oxidation_state(at, points)
+        found.append(out["oxidation_state"].values)
+        told.append(out["calibration_sigma"].values ** 2)
+    np.testing.assert_allclose(np.std(found, axis=0), np.sqrt(np.mean(told, axis=0)), rtol=0.15)
 
 
 def test_particles_over_time():

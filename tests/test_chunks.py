@@ -49,6 +49,14 @@ def test_is_aligned(start, stop, aligned):
     assert chunks.is_aligned((slice(start, stop),), (10,), (4,)) is aligned
 
 
+@given(st.integers(1, 10**8), st.integers(1, 32), st.integers(1, 10**6))
+def test_reads_of_a_long_table_are_few_or_large(rows, chunk, row_bytes):
+    many = chunks.joined(rows, chunk, row_bytes)
+    assert many == 1 or many * chunk * row_bytes <= chunks.JOINED_BYTES
+    few = rows <= many * chunk * chunks.MOST_READS
+    assert few or (many + 1) * chunk * row_bytes > chunks.JOINED_BYTES
+
+
 @given(st.sets(st.integers(0, 60)))
 def test_runs_join_neighbours(indices):
     found = chunks.runs(sorted(indices))

@@ -91,3 +91,14 @@ def test_doubles_are_dropped_but_small_neighbours_kept():
     records["roi_position"] = [(50, 50), (52, 51), (50, 75)]
     records["roi_area"] = [1000, 800, 300]
     assert [tuple(r["roi_position"]) for r in _drop_doubles(list(records))] == [(50, 50), (50, 75)]
+
+
+def test_a_contour_inside_another_is_a_part_of_it():
+    y, x = np.indices((96, 96))
+    records = empty_rois(1, 3)[0]
+    disc = (255 * (np.hypot(y - 47.5, x - 47.5) < 32)).astype(np.uint8)
+    for record, place, radius in zip(records, [(100, 100), (115, 100), (140, 100)], [32, 12, 20], strict=True):
+        # The same disc in windows of different sizes.
+        record["roi_position"], record["roi_window"] = place, (*place, radius / 32)
+        record["roi_contour"], record["roi_area"] = disc, np.pi * radius**2
+    assert [tuple(r["roi_position"]) for r in _drop_doubles(list(records))] == [(100, 100), (140, 100)]

@@ -1,13 +1,15 @@
 import multiprocessing
-import os
 
 import pytest
 
+from xreg import files
 from xreg.journal import Journal
 
 
-@pytest.fixture
-def journal(tmp_path):
+@pytest.fixture(params=["disk", "URL"])
+def journal(request, tmp_path):
+    if request.param == "URL":
+        return Journal.of(f"memory://{tmp_path}")
     (tmp_path / "run").mkdir()
     return Journal.of(tmp_path)
 
@@ -18,13 +20,13 @@ def test_a_marker_says_what_was_recorded(journal):
     assert journal.done("observe", "0") == {"checksum": "abc"}
     assert journal.all_done("observe") == {"0": {"checksum": "abc"}}
     assert journal.all_done("align") == {}
+    assert journal.any_done("observe")
+    assert not journal.any_done("align")
 
 
 def test_a_torn_marker_counts_as_not_done(journal):
     journal.mark("observe", "0", {"checksum": "abc"})
-    place = os.path.join(journal.root, "done", "observe", "0.json")
-    with open(place, "w") as file:
-        file.write('{"check')
+    files.write(f"{journal.root}/done/observe/0.json", b'{"check')
     assert journal.done("observe", "0") is None
     assert journal.all_done("observe") == {}
 
@@ -48,6 +50,9 @@ def test_plan_round_trip(journal):
         journal.plan()
     journal.write_plan({"a": [1, 2]})
     assert journal.plan() == {"a": [1, 2]}
+    with pytest.raises(FileExistsError):
+        journal.write_plan({"a": 3})
+    assert journal.plan() == {"a": [1, 2]}
 
 
 def _try_lock(root, answers):
@@ -58,7 +63,9 @@ def _try_lock(root, answers):
         answers.put(str(error))
 
 
-def test_only_one_process_holds_the_lock(journal):
+def test_only_one_process_holds_the_lock(tmp_path):
+    (tmp_path / "run").mkdir()
+    journal = Journal.of(tmp_path)
     context = multiprocessing.get_context("spawn")
     answers = context.SimpleQueue()
     with journal.lock():

@@ -1,96 +1,159 @@
-"""Locating: from rough centres of mass to the truth, each frame by itself."""
+"""Locating: from rough centres of mass to the truth; what detection missed, and what it made up."""
 
 import dask
 import numpy as np
 import pytest
 import xarray as xr
 
+from xreg.kernels.separation import make_layers
 from xreg.locate import (
     choose_template_frames,
-    covered_by_others,
-    locate_frame,
+    confirm_particles,
+    expect_positions,
+    locate_block,
     locate_particles,
-    make_templates,
-    templates_of,
+    propose_particles,
 )
 from xreg.synthetic import Phantom
 
-ENERGIES = (8250.0, 8320.0, 8400.0, 8450.0, 8500.0, 8600.0, 8690.0)
+ENERGIES = (8250.0, 8280.0, 8300.0, 8310.0, 8320.0, 8400.0, 8450.0, 8500.0, 8600.0, 8690.0)
+N = 2 * len(ENERGIES)
 
 
 @pytest.fixture(scope="module")
 def scene():
-    phantom = Phantom(shape=(240, 250), energies=ENERGIES, n_scans=2, n_particles=4, radius=(16, 24), texture=0.005,
-                      seed=3)
-    frames = [phantom.noisy_optical_density(f) for f in range(14)]
+    """Frames with strong texture behind particles that move, the truth, and rough centres of mass."""
+    phantom = Phantom(shape=(240, 250), energies=ENERGIES, n_scans=2, n_particles=4, radius=(16, 24), texture=0.03,
+                      touching=0, hot_pixels=0, seed=3)
+    frames = [phantom.noisy_optical_density(f) for f in range(N)]
     frames = np.stack([f - np.nanmedian(f) for f in frames]).astype(np.float32)
-    truth = np.stack([phantom.position(f) for f in range(14)], axis=1)
+    truth = np.stack([phantom.position(f) for f in range(N)], axis=1)
     rough = truth + np.random.default_rng(0).normal(0, 0.4, truth.shape)
-    return frames, truth, rough, phantom.truth()["contour"].values
+    return frames, truth, rough, phantom
 
 
-def test_positions_come_near_the_truth(scene):
-    frames, truth, rough, contour = scene
-    chosen = np.array([2, 3, 4, 5, 6, 9, 10, 11, 12, 13])
-    pictures = make_templates(frames[chosen], rough[:, chosen], np.ones(10), contour)
-    templates = templates_of(pictures, contour)
-    found = np.stack([locate_frame(f, rough[:, k], 1.0, contour, templates) for k, f in enumerate(frames)], axis=1)
-    error = found - truth
-    error -= np.median(error, axis=1, keepdims=True)
-    assert np.sqrt((error**2).mean()) < 0.08
-    # A frame's positions depend on this frame and the templates alone.
-    np.testing.assert_array_equal(locate_frame(frames[5], rough[:, 5], 1.0, contour, templates), found[:, 5])
+def made_tracks(position, energy, area=1000.0):
+    contrast = np.where(energy > 8340, 1.0, 0.3)[None].repeat(len(position), 0)
+    contrast = np.where(np.isfinite(position).all(-1), contrast, np.nan)
+    return xr.Dataset({"position": (("particle", "frame", "axis"), position),
+                       "contrast": (("particle", "frame"), contrast),
+                       "area": (("particle", "frame"), np.full(contrast.shape, area))},
+                      coords={"energy": ("frame", energy), "particle": np.arange(len(position))},
+                      attrs={"frame_shape": [240, 250]})
 
 
-def test_lazy_and_blind_to_chunking(scene, no_compute):
-    frames, truth, rough, contour = scene
+def every(scene, position):
+    """Locate all frames from given centres of mass: what is found."""
+    frames, _, _, phantom = scene
+    tracks = made_tracks(position, np.tile(ENERGIES, 2))
+    contour = xr.DataArray(phantom.truth()["contour"].values, dims=("particle", "y", "x"))
+    normalized = xr.Dataset({"optical_density": (("frame", "y", "x"), frames)}, coords={"energy": tracks["energy"]})
+    candidates = propose_particles(tracks, contour)
+    with dask.config.set(scheduler="synchronous"):
+        return confirm_particles(candidates, locate_particles(normalized.chunk(frame=N), candidates))
+
+
+def rms(error):
+    """Root mean square length of errors (particle, frame, 2), less each particle's constant part."""
+    return np.sqrt(((error - error.mean(axis=1, keepdims=True)) ** 2).sum(-1).mean())
+
+
+def test_texture_does_not_pull_and_the_stage_is_found(scene):
+    _, truth, rough, phantom = scene
+    found = every(scene, rough)
+    error = found["position"].values - truth
+    assert rms(error) < 0.06
+    before = np.tile(ENERGIES, 2) < 8330
+    assert rms(error[:, before]) < 0.08
+    assert rms((found["stage"].values - phantom.rigid)[None]) < 0.03
+    ratio = (error - np.median(error, axis=1, keepdims=True)) / found["position_sigma"].values
+    assert 0.7 < 1.4826 * np.median(np.abs(ratio)) < 1.6
+
+
+def test_what_detection_missed_is_found_and_what_it_invented_is_dropped(scene):
+    _, truth, rough, _ = scene
+    partly = rough.copy()
+    partly[1, :5] = np.nan                       # a particle that is not detected before the edge of the first scan
+    partly[2, :3], partly[2, 3:] = [60.0, 40.0], np.nan      # an invention on the open background
+    found = every(scene, partly)["position"].values
+    assert len(found) == 3
+    assert np.isfinite(found).all()
+    assert rms(found - truth[[0, 1, 3]]) < 0.12
+
+
+def test_a_frame_depends_on_itself_and_the_layers_alone(scene, no_compute):
+    frames, _, rough, phantom = scene
     energy = np.tile(ENERGIES, 2)
     normalized = xr.Dataset({"optical_density": (("frame", "y", "x"), frames)}, coords={"energy": ("frame", energy)})
-    tracks = xr.Dataset({"position": (("particle", "frame", "axis"), rough),
-                         "contrast": (("particle", "frame"), np.where(energy > 8340, 1.0, 0.3)[None].repeat(4, 0))},
-                        coords={"energy": ("frame", energy)})
-    outline = xr.DataArray(contour, dims=("particle", "y", "x"))
-    found = []
-    for chunks in (3, 14):
-        lazy = locate_particles(normalized.chunk(frame=chunks), tracks, outline)
-        with dask.config.set(scheduler="synchronous"):
-            found.append(lazy.compute().values)
-    np.testing.assert_array_equal(found[0], found[1])
-    assert np.abs(found[0] - truth).mean() < np.abs(rough - truth).mean()
+    outline = xr.DataArray(phantom.truth()["contour"].values, dims=("particle", "y", "x"))
+    candidates = propose_particles(made_tracks(rough, energy), outline)
+    lazy = [locate_particles(normalized.chunk(frame=n), candidates) for n in (7, N)]
+    with dask.config.set(scheduler="synchronous"):
+        found = [x.compute().values for x in lazy]
+    np.testing.assert_array_equal(*found)
     with pytest.raises(ValueError, match=r"contour has dims \('y', 'x'\); need \('particle', 'y', 'x'\)"):
-        locate_particles(normalized, tracks, outline[0])
+        propose_particles(made_tracks(rough, energy), outline[0])
 
 
-def test_without_a_template_the_centre_of_mass_stays(scene):
-    frames, _, rough, contour = scene
-    position = rough[:, 0].copy()
-    position[1] = np.nan
-    found = locate_frame(frames[0], position, 1.0, contour, [None] * 4)
-    np.testing.assert_array_equal(found, position)
-    empty = make_templates(np.zeros((0, 240, 250), np.float32), np.zeros((4, 0, 2)), np.zeros(0), contour)
-    assert templates_of(empty, contour) == [None] * 4
+def test_without_layers_the_centres_of_mass_stay(scene):
+    frames, _, rough, phantom = scene
+    contour = phantom.truth()["contour"].values
+    nothing = make_layers(np.zeros((0, 240, 250), np.float32), np.zeros((4, 0, 2)), np.zeros((0, 2)), np.zeros(0),
+                          contour)
+    start, guessed = rough[:, :1].copy(), np.zeros((4, 1), bool)
+    rows = locate_block(frames[:1], start, guessed, np.zeros((1, 2)), np.ones(1), nothing)
+    assert np.isnan(rows).all()
+    tracks = made_tracks(start, np.array([8250.0]))
+    np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, start)
 
 
-def test_template_frames_are_of_high_contrast_and_high_energy():
+def test_no_particles_no_positions():
+    tracks = made_tracks(np.empty((0, 3, 2)), np.array([8250.0, 8400.0, 8500.0]))
+    expected = expect_positions(tracks)
+    assert expected["start"].shape == (0, 3, 2)
+    assert confirm_particles(tracks, np.full((1, 3, 6), np.nan)).sizes["particle"] == 0
+
+
+def test_where_a_particle_is_expected():
+    energy = np.full(5, 8400.0)
+    shared = np.array([[0, 0], [1, 0], [2, 1], [2, 2], [3, 3.0]])
+    position = np.array([[50, 60], [100, 90], [20, 30.0]])[:, None] + shared
+    position[0, 1:3] = np.nan
+    position[2, 2:] = np.nan
+    position[2, :2] -= [19.5, 0]
+    expected = expect_positions(made_tracks(position, energy))
+    np.testing.assert_allclose(expected["start"].values[0], np.array([50, 60]) + shared, atol=0.05)
+    np.testing.assert_array_equal(expected["guessed"].values.sum(1), [2, 0, 3])
+    np.testing.assert_allclose(expected["stage"].values, shared, atol=0.05)
+
+
+def test_of_two_divisions_of_one_place_the_better_seen_is_kept():
+    y, x = np.mgrid[-30:31, -30:31]
+    contour = np.array([np.hypot(y, x) < 20, np.hypot(y, x) < 9, np.hypot(y, x) < 9])
+    position = np.full((3, 8, 2), 100.0)
+    position[1] += 6                            # a piece of the first, seen when the first is not
+    position[0, :3] = np.nan
+    position[1, 3:] = np.nan
+    position[2] += [30, 0]                      # a neighbour
+    tracks = made_tracks(position, np.full(8, 8400.0))
+    outline = xr.DataArray(contour, dims=("particle", "y", "x"))
+    assert propose_particles(tracks, outline)["particle"].values.tolist() == [0, 2]
+    # Seen together, a small particle in front of a large one is a particle.
+    position[1] = 106.0
+    tracks = made_tracks(position, np.full(8, 8400.0))
+    assert propose_particles(tracks, outline)["particle"].values.tolist() == [0, 1, 2]
+
+
+def test_template_frames_are_of_high_contrast_and_of_low():
     energy = np.tile(np.linspace(8200, 8700, 100), 3)
     contrast = np.where(energy > 8340, 1.0, 0.3)[None].repeat(5, 0)
     contrast[:, 7] = np.nan
     chosen = choose_template_frames(contrast, energy)
     assert len(chosen) == 16
-    assert energy[chosen].min() > 8500
+    assert (energy[chosen] > 8500).sum() == 8
+    assert (energy[chosen] < 8340).sum() == 8
     assert chosen.min() < 100
     assert chosen.max() >= 200
     assert len(choose_template_frames(contrast, energy, most=3)) == 3
     assert choose_template_frames(np.full((2, 4), np.nan), np.arange(4.0)).size == 0
     assert choose_template_frames(np.ones((2, 1)), np.array([8333.0])).tolist() == [0]
-
-
-def test_neighbours_cover_what_they_cover():
-    contour = np.zeros((2, 21, 21), bool)
-    contour[:, 6:15, 6:15] = True
-    covered = covered_by_others(0, np.array([[50.0, 50.0], [50.0, 61.2]]), 1.0, contour, 10)
-    # The neighbour's middle is 11 px to the right; its outline reaches from 7 px on, less a rim of two.
-    assert covered[10, 10 + 6]
-    assert not covered[10, 10 + 3]
-    assert not covered_by_others(0, np.array([[50.0, 50.0], [np.nan, np.nan]]), 1.0, contour, 10).any()
-    assert not covered_by_others(0, np.array([[50.0, 50.0], [500.0, 50.0]]), 1.0, contour, 10).any()

@@ -16,7 +16,8 @@ from xreg.models.weights import Weights, card, load, read, save, shipped
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory):
     torch.manual_seed(0)
-    return save(Generator(GeneratorConfig(4, (1, 2))).eval(), tmp_path_factory.mktemp("w") / "g.safetensors", {"made": "here"})
+    network = Generator(GeneratorConfig(4, (1, 2))).eval()
+    return save(network, tmp_path_factory.mktemp("w") / "g.safetensors", {"made": "here"})
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,15 @@ def test_weights_carry_their_card_and_load_once(generator):
     assert card(generator) == {"made": "here"}
     assert load(generator, "cpu") is load(generator, "cpu")
     assert not load(generator, "cpu").training
+
+
+def test_cards_are_printed(tmp_path):
+    made = {"command": "here", "settings": {"steps": 4, "more": {"seed": 0}}}
+    weights = save(Generator(GeneratorConfig(4, (1,))), tmp_path / "g.safetensors", made)
+    done = subprocess.run([sys.executable, "-m", "xreg.models.weights", weights.path], check=True, capture_output=True)
+    assert done.stdout.decode() == (
+        f"g.safetensors  sha256 {weights.sha256}\n  command: here\n  settings:\n      steps: 4\n      more:\n"
+        "          seed: 0\n")
 
 
 @pytest.mark.parametrize("name", ["detector", "refiner"])

@@ -1,12 +1,23 @@
 """Each program in pipelines/ runs, on something tiny."""
 
 import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from distributed import Client
+from distributed.security import Security
 
 from xreg import record
+from xreg.models.infer import _exclusive
+from xreg.result import open_result
 from xreg.synthetic import PhantomConfig
+
+PIPELINES = Path(__file__).parents[1] / "pipelines"
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +29,7 @@ def raw(tmp_path_factory):
 
 
 def program(name):
-    place = Path(__file__).parents[1] / "pipelines" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(name, place)
+    spec = importlib.util.spec_from_file_location(name, PIPELINES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -29,3 +39,87 @@ def test_one_machine(raw, tmp_path, capsys):
     program("one_machine").main(str(raw), str(tmp_path / "out.zarr"), workers=0)
     assert "particle 0: moved by" in capsys.readouterr().out
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_several_gpus(raw, tmp_path):
+    several = program("several_gpus")
+    with several.make_cluster(["3", "5"]) as cluster, Client(cluster, set_as_default=False) as client:
+        seen = client.run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        assert set(seen.values()) == {"3", "5"}
+        assert set(client.nthreads().values()) == {2}
+        assert client.scheduler.address.startswith("tcp://127.0.0.1:")
+    several.main(str(raw), str(tmp_path / "out.zarr"), gpus=["0"], device="cpu")
+    assert open_result(tmp_path / "out.zarr").sizes["particle"] == 1
+
+
+def test_one_thread_at_a_time_uses_the_gpu_of_a_process():
+    inside, most = [], []
+
+    def work():
+        for _ in range(20):
+            with _exclusive("cuda"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0005)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 60
+    assert max(most) == 1
+    with _exclusive("cpu"), _exclusive("cpu"):
+        pass
+
+
+def test_slurm_jobs_are_asked_for_as_they_should(tmp_path):
+    compile((PIPELINES / "slurm.py").read_text(), "slurm.py", "exec")
+    pytest.importorskip("dask_jobqueue")
+    slurm = program("slurm")
+    with slurm.make_cluster(partition="cpu", account="me", cores=4, memory="8GB", walltime="02:00:00",
+                            shared=str(tmp_path), host="127.0.0.1") as cluster:
+        script = cluster.job_script()
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+    for words in ("#SBATCH -p cpu", "#SBATCH -A me", "#SBATCH --cpus-per-task=4", "#SBATCH -t 02:00:00", "--nworkers 4",
+                  "--lifetime 115m", "--tls-ca-file"):
+        assert words in script, script
+
+
+def start(environment, *arguments):
+    return subprocess.Popen([sys.executable, "-m", "dask", *arguments, "--no-dashboard", "--host", "127.0.0.1"],
+                            env=environment, stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_encrypted(raw, tmp_path):
+    pytest.importorskip("cryptography")
+    encrypted = program("encrypted")
+    keys = tmp_path / "keys"
+    encrypted.certificate(str(keys))
+    assert {f.name: f.stat().st_mode & 0o077 for f in keys.iterdir() if f.suffix == ".pem"} == {
+        "certificate.pem": 0, "key.pem": 0}
+    environment = {**os.environ, "DASK_CONFIG": str(keys), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    place = tmp_path / "scheduler.json"
+    processes = [start(environment, "scheduler", "--protocol", "tls", "--port", "0", "--scheduler-file", str(place))]
+    try:
+        end = time.monotonic() + 60
+        while not (place.exists() and place.stat().st_size):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        processes.append(start(environment, "worker", "--scheduler-file", str(place), "--nthreads", "2", "--no-nanny"))
+        address = next(part for part in place.read_text().split('"') if part.startswith("tls://127.0.0.1:"))
+        # Who has another certificate, or none, is not let in.
+        with pytest.raises(OSError, match=r"[Cc]onnect|certificate"):
+            Client(address, security=Security.temporary(), timeout=2, set_as_default=False)
+        with pytest.raises(OSError, match=r"[Cc]onnect|certificate"):
+            Client(address.replace("tls://", "tcp://"), timeout=2, set_as_default=False)
+        subprocess.run([sys.executable, PIPELINES / "encrypted.py", "run", raw, tmp_path / "out.zarr", address],
+                       env=environment, check=True)
+    finally:
+        for process in reversed(processes):
+            process.kill()
+            process.wait()
+    assert open_result(tmp_path / "out.zarr").sizes["particle"] == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from scipy import ndimage
+from stand_in import STACKS, TINY, assert_same, flip_a_bit, particle_map, soft_contours
 
 from xreg import record, run, schema, store, tasks
 from xreg.journal import Journal
@@ -16,20 +16,7 @@ from xreg.result import failures, open_raw_of, open_result
 from xreg.schema import FrameStatus
 from xreg.synthetic import PhantomConfig
 
-ENERGIES = (8200.0, 8245.0, 8260.0, 8275.0, 8338.0, 8344.0, 8400.0, 8550.0)
-TINY = {"shape": (96, 96), "n_scans": 2, "energies": ENERGIES,
-        "n_particles": 2, "radius": (10.0, 13.0), "touching": 0, "flats_per_energy": 1, "n_darks": 2,
-        "deformation": 1.0, "jitter": 0.2, "jumps": 0.0}
 FRAMES, BLOCK = 16, 4
-STACKS = ("aligned", "contour", "edge_energy", "edge_energy_sigma", "edge_step", "whiteline_energy", "fit_status")
-
-
-def particle_map(density, _weights, _device):
-    return np.clip(ndimage.gaussian_filter(np.nan_to_num(density), 2) / 0.25, 0, 1).astype(np.float32)
-
-
-def soft_contours(pictures, _weights, _device):
-    return (1 / (1 + np.exp(-(pictures[:, 0] - 0.5) * 12))).astype(np.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,20 +66,6 @@ def rechunked(source, target, chunk, shard=None):
                 encoding[name]["shards"] = (shard, *ds[name].shape[1:])
     ds.to_zarr(target, consolidated=False, zarr_format=3, encoding=encoding)
     return target
-
-
-def assert_same(one, other, names=None):
-    """All variables of two results have the same bits."""
-    one, other = open_result(one), open_result(other)
-    assert set(one.variables) == set(other.variables)
-    for name in names or one.variables:
-        np.testing.assert_array_equal(one[name].values, other[name].values, err_msg=str(name), strict=True)
-
-
-def flip_a_bit(place):
-    data = bytearray(place.read_bytes())
-    data[len(data) // 3] ^= 4
-    place.write_bytes(data)
 
 
 # -- the result ----------------------------------------------------------------------------------------------
@@ -287,9 +260,9 @@ def test_bad_options_are_refused(raw, tmp_path, options, words):
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_a_url_is_no_place_for_a_result(raw):
-    with pytest.raises(ValueError, match="is a URL; results are written to a disk"):
-        run.register(raw, "s3://bucket/out.zarr")
+def test_a_url_of_an_unknown_kind_is_refused(raw):
+    with pytest.raises(ValueError, match=r"nowhere://bucket/out.zarr/zarr.json cannot be reached"):
+        run.register(raw, "nowhere://bucket/out.zarr")
 
 
 # -- faults and going on -------------------------------------------------------------------------------------
@@ -397,7 +370,7 @@ def test_damaged_frames_and_flats_are_named_and_the_others_used(own_raw, whole, 
     assert 4 <= bad[0] < 8
     assert failures(ds) == [f"frame {bad[0]}: corrupt"]
     good = np.delete(np.arange(FRAMES), bad)
-    np.testing.assert_allclose(ds.position[:, good], open_result(whole).position[:, good], atol=0.05)
+    np.testing.assert_allclose(ds.position[:, good], open_result(whole).position[:, good], atol=0.1)
 
 
 def test_not_one_readable_block_is_an_error(own_raw, tmp_path, executions):

@@ -25,6 +25,7 @@ def raw_tables(**changes):
 def make_raw(path, tables=None, n_flats=2):
     tables = raw_tables() if tables is None else tables
     pictures = {"counts": (N, SIDE, SIDE), "flats": (n_flats, SIDE, SIDE), "darks": (0, SIDE, SIDE)}
+    store.create_group(path, tables.attrs)
     store.create_raw(path, tables, pictures, "uint16", 2)
     frames = np.arange(N * SIDE * SIDE, dtype=np.uint16).reshape(N, SIDE, SIDE)
     for start in range(0, N, 2):

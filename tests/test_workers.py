@@ -1,6 +1,7 @@
 import time
 
 import dask
+import psutil
 import pytest
 
 from xreg import workers
@@ -82,3 +83,28 @@ def test_a_scheduler_that_goes_away_is_a_sentence():
         client = Client(cluster, set_as_default=False)
         with pytest.raises(ConnectionError, match=r"scheduler has gone away; .* --resume"):
             go_on(client)
+
+
+def test_whatever_is_started_listens_on_loopback_only():
+    with workers.open_pool(1):
+        family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = {place.laddr.ip for process in family for place in process.net_connections("inet")
+                     if place.status == psutil.CONN_LISTEN}
+    assert listening
+    assert listening <= {"127.0.0.1", "::1"}
+
+
+def test_more_tasks_are_handed_out_once_more_workers_are_there(threads, monkeypatch):
+    counted = iter([1, 1, 5])
+    monkeypatch.setattr(workers, "_COUNTED_EVERY", 0.0)
+    monkeypatch.setattr(threads.client, "nthreads", lambda: {"a": next(counted, 5)})
+    asked, most = [], 0
+
+    def source():
+        for i in range(40):
+            asked.append(i)
+            yield i + 10
+
+    for finished, _ in enumerate(threads.each(double, source()), start=1):
+        most = max(most, len(asked) - finished)
+    assert workers.chunks.in_flight(1) < most <= workers.chunks.in_flight(5)

@@ -198,8 +198,65 @@ def test_scans_may_differ_in_their_energies(made):
 
 def test_edge_outside_all_energies(made):
     stack, contour, _ = made
-    with pytest.raises(ValueError, match=r"e0 is 7112 eV but the energies run from 8200 to 8700 eV"):
-        fit_edges(stack, contour, e0=7112.0)
+    for given in ({"e0": 7112.0}, {"aligned": stack.assign_attrs(element="Fe")}):
+        with pytest.raises(ValueError, match=r"e0 is 7112 eV but the energies run from 8200 to 8700 eV"):
+            fit_edges(**{"aligned": stack, "contour": contour, **given})
+
+
+def test_scans_without_energies_before_or_after_the_edge(made):
+    stack, contour, _ = made
+    energy = stack["energy"].values
+    with pytest.raises(ValueError, match="need at least two energies on either side of the edge"):
+        fit_edges(stack.isel(frame=np.flatnonzero(energy < 8330)), contour)
+    for some, e0 in ((energy < 8348, 8333.0), (energy > 8337, 8341.0)):  # too short beyond the spectrum's own edge
+        maps = fit_edges(stack.isel(frame=np.flatnonzero(some)), contour, e0=e0).compute()
+        inside = np.broadcast_to(contour.values[:, None], maps["fit_status"].shape)
+        assert (maps["fit_status"].values[inside] == FitStatus.TOO_FEW_ENERGIES).all()
+    one = stack.isel(frame=np.flatnonzero((energy < 8348) | (stack["scan"].values == 1)))
+    maps = fit_edges(one, contour)  # another scan is whole
+    assert np.isnan(maps["edge_energy"][:, 0]).all()
+    assert np.isfinite(maps["edge_energy"][:, 1]).sum() == contour.values.sum()
+
+
+def test_ranges_that_the_energies_forbid_are_told(made):
+    stack, contour, _ = made
+    with pytest.warns(UserWarning, match=r"run from -133 to \+367 eV about e0.*pre1 -300 -> -133, norm2 900 -> 367"):
+        maps = fit_edges(stack, contour, pre1=-300.0, norm2=900.0)
+    assert (maps["edge_energy"].attrs["pre1"], maps["edge_energy"].attrs["norm2"]) == (-133.0, 367.0)
+    with pytest.raises(ValueError, match="pre2 is 40; need an offset below e0"):
+        fit_edges(stack, contour, pre2=40.0)
+    with pytest.raises(ValueError, match="norm1 is -5; need an offset above e0"):
+        fit_edges(stack, contour, norm1=-5.0)
+
+
+def test_elements_are_looked_up(made):
+    stack, contour, _ = made
+    assert fit_edges(stack.assign_attrs(element="ni", edge="k"), contour)["edge_energy"].attrs["e0"] == 8333.0
+    with pytest.warns(UserWarning, match="the edge Ce L3 is not tabulated here"):
+        maps = fit_edges(stack.assign_attrs(element="Ce", edge="L3"), contour)
+    assert np.isfinite(maps["edge_energy"]).sum() == 2 * contour.values.sum()
+
+
+def test_one_pixel_and_one_particle(made):
+    stack, contour, _ = made
+    whole = fit_edges(stack, contour).compute()
+    one = fit_edges(stack.isel(particle=[1]), contour.isel(particle=[1]), also="e0").compute()
+    np.testing.assert_array_equal(one["edge_energy"][0], whole["edge_energy"][1])
+    assert "e0_energy_sigma" in one
+    pixel = fit_edges(stack.isel(particle=[1], y=[12], x=[12])).compute()
+    assert np.abs(pixel["edge_energy"].values.ravel() - whole["edge_energy"].values[1, :, 12, 12]).max() < 0.5
+    with pytest.raises(ValueError, match=r"such as stack\.isel\(particle=\[0\]\), which keeps the dimension"):
+        fit_edges(stack.isel(particle=1))
+
+
+def test_pixels_without_a_spectrum(made):
+    stack, contour, _ = made
+    inside = np.broadcast_to(contour.values[:, None], (3, 2, 24, 24))
+    for values, status in ((np.nan, FitStatus.TOO_FEW_ENERGIES), (0.3, FitStatus.NO_EDGE)):
+        maps = fit_edges(xr.full_like(stack, values), contour).compute()
+        assert (maps["fit_status"].values[inside] == status).all()
+        assert np.isnan(maps["edge_energy"]).all()
+        assert np.isnan(normalize_stack(xr.full_like(stack, values), contour)).all()
 
 
 def test_wrong_input(made):
@@ -208,6 +265,8 @@ def test_wrong_input(made):
         fit_edges(stack.transpose("frame", "particle", "y", "x"), contour)
     with pytest.raises(ValueError, match=r"has no coordinate scan on its frames; add it with stack\.assign_coords"):
         fit_edges(stack.drop_vars("scan"), contour)
+    with pytest.raises(ValueError, match="scan is not finite for 4 frames"):
+        fit_edges(stack.assign_coords(scan=("frame", np.where(np.arange(286) < 4, np.nan, 0.0))), contour)
     with pytest.raises(ValueError, match="contour has dims"):
         fit_edges(stack, contour.transpose("y", "particle", "x"))
     with pytest.raises(ValueError, match="fit settings have no smoothing; choose from definition"):
@@ -224,8 +283,22 @@ def test_threads_do_not_matter(made):
     xr.testing.assert_identical(lazy.compute(scheduler="threads"), alone)
 
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_accuracy_benchmark_runs_small(tmp_path, capsys):
+    """Without its registration, which would cost most of the time and is tested elsewhere."""
+    main = runpy.run_path(str(BENCHMARKS / "xanes_accuracy.py"))["main"]
+    energies = tuple(np.r_[8200:8320:40, 8324:8360:1.5, 8380:8700:60.0])
+    errors = main(tmp_path, threads=1, registration=False, n_scans=1, energies=energies, shape=(96, 96), n_particles=1,
+                  radius=(18, 19), touching=0, jumps=0.0, deformation=0.5, flats_per_energy=1, n_darks=1)
+    rows = errors["by the truth"]
+    assert rows["half_step"].edge_fitted > 0.98
+    assert rows["template_shift"].edge_error_centred < rows["half_step"].edge_error_centred < 0.3
+    assert "template_shift" in capsys.readouterr().out
+
+
 def test_speed_benchmark_runs_small(capsys):
-    path = Path(__file__).parents[1] / "benchmarks" / "xanes_speed.py"
-    speeds = runpy.run_path(str(path))["main"](pixels=1, threads=1, sample=5)
+    speeds = runpy.run_path(str(BENCHMARKS / "xanes_speed.py"))["main"](pixels=1, threads=1, sample=5, rounds=1)
     assert min(speeds.values()) > 0
     assert "spectra/s" in capsys.readouterr().out

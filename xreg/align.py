@@ -119,7 +119,8 @@ def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
         y and x are offsets in px from the centre of mass, as far as the largest particle needs.
     """
     track, attrs = links["track"].values, rois.attrs
-    scale = pixel_scale(rois["energy"].values, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"))
+    magnification = attrs.get("magnification", "constant")
+    scale = pixel_scale(rois["energy"].values, magnification, attrs.get("pixel_size_energy_ev"))
     half = window_half(rois, track, scale)
     particles, side = int(track.max(initial=-1)) + 1, 2 * half + 1
     used = _chosen_sightings(track, rois["roi_cut"].values, particles)
@@ -192,8 +193,8 @@ def align_stacks(
     side = 2 * half + 1
     position = da.from_array(tracks["position"].values, chunks=(1, density.chunks[0], -1))
     aligned = da.blockwise(
-        align_block, "pfij", density, "fyx", position, "pfa", scale, "f", half, None, new_axes={"i": side, "j": side}, concatenate=True, dtype=np.float32,
-        meta=np.empty((0,) * 4, np.float32),
+        align_block, "pfij", density, "fyx", position, "pfa", scale, "f", half, None,
+        new_axes={"i": side, "j": side}, concatenate=True, dtype=np.float32, meta=np.empty((0,) * 4, np.float32),
     )
     offset = np.arange(-half, half + 1, dtype=float)
     coords = {"y": offset, "x": offset, "axis": list(AXES)}
@@ -202,4 +203,6 @@ def align_stacks(
     if contour is not None:
         ds["contour"] = contour
     ds.attrs = dict(attrs)
+    # What is fitted to the stack alone needs to know the edge.
+    ds["aligned"].attrs = {k: attrs[k] for k in ("element", "edge") if k in attrs}
     return describe(ds, RESULT)

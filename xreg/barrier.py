@@ -1,8 +1,9 @@
 """The one barrier of a run: from the table of regions of all frames to tracks, outlines, motion and empty stacks.
 
 Only here is the number of particles known, and with it the shape of everything that follows. Positions of all frames
-are held at once, pictures of one block. It has two halves: `link_particles` follows the particles by their contours and
-makes their templates; once all frames have been fitted to these, `measure_tracks` says how the particles moved.
+are held at once, pictures of a few. It has two halves: `link_particles` follows the particles by their contours and
+makes the layers; once all frames have been fitted to these, `measure_tracks` says which particles are confirmed and how
+they moved.
 """
 
 import dask.array as da
@@ -12,12 +13,11 @@ import xarray as xr
 from xreg import store
 from xreg.kernels.geometry import pixel_scale
 from xreg.schema import RESULT, FrameStatus, describe, flag_attrs
-from xreg.tasks import COARSE, LOCATED, ROI_GROUP, Job, normalized_frame, save_templates
+from xreg.tasks import CANDIDATES, ROI_GROUP, Job, normalized_frame, save_layers
 
-#: Variables of a result that linking gives; all others follow from the fitted positions.
-_OF_LINKING = ("position", "similarity", "contour", "frame_status")
+
 def link_particles(job: Job, settings: dict) -> None:
-    """Link the regions, write tracks and outlines, make the templates that positions will be fitted to.
+    """Link the regions, write the candidates for particles, make the layers that frames will be fitted to.
 
     Parameters
     ----------
@@ -27,40 +27,34 @@ def link_particles(job: Job, settings: dict) -> None:
         Keyword arguments of `link_rois`.
     """
     from xreg.align import outline_particles
+    from xreg.kernels.separation import make_layers
     from xreg.link import gather_tracks, link_rois
-    from xreg.locate import TEMPLATE_BYTES, choose_template_frames, make_templates
+    from xreg.locate import choose_template_frames, frames_that_fit, propose_particles
 
     rois = open_rois(job)
     links = link_rois(rois, **settings)
-    tracks = gather_tracks(rois, links)
     attrs, energy = rois.attrs, rois["energy"].values
     scale = pixel_scale(energy, attrs["magnification"], attrs.get("pixel_size_energy_ev"))
-    contour = outline_particles(rois, links)
-    tables = tracks.assign(
-        contour=contour,
+    tables = propose_particles(gather_tracks(rois, links), outline_particles(rois, links)).assign(
         scale=("frame", scale, {"units": "1", "long_name": "pixel size over that at pixel_size_energy_ev"}),
         frame_status=("frame", rois["frame_status"].values, flag_attrs(FrameStatus)),
         noise=rois["noise"], background=rois["background"],
     )
-    tables.attrs = {**attrs, **tables.attrs, "half": contour.sizes["y"] // 2}
-    store.write_tables(job.out, describe(tables, RESULT))
+    store.create_group(f"{job.out}/{CANDIDATES}")
+    store.write_tables(f"{job.out}/{CANDIDATES}", describe(tables, RESULT))
 
-    shape = attrs["frame_shape"]
-    most = max(TEMPLATE_BYTES // (4 * shape[0] * shape[1]), 1)
-    chosen = choose_template_frames(tracks["contrast"].values, energy, most)
-    frames = np.array([normalized_frame(job, k).optical_density for k in chosen]).reshape(-1, *shape)
-    save_templates(job.out, make_templates(frames, tracks["position"].values[:, chosen], scale[chosen], contour.values))
-    n = tables.sizes
-    # The centres of mass are kept: positions are fitted from them whenever a run is taken up again.
-    coarse = tracks["position"].drop_vars(list(tracks.coords))
-    store.write_tables(f"{job.out}/{ROI_GROUP}", xr.Dataset({COARSE: coarse}))
-    spec = store.Spec(RESULT["position"].dims, (n["particle"], n["frame"], 2), np.float64,
-                      (max(n["particle"], 1), job.block, 2), np.nan)
-    store.create_arrays(f"{job.out}/{ROI_GROUP}", {"located": spec})
+    shape, n = attrs["frame_shape"], tables.sizes
+    chosen = choose_template_frames(tables["contrast"].values, energy, frames_that_fit(shape))
+    frames = np.array([normalized_frame(job, k).optical_density for k in chosen], np.float32).reshape(-1, *shape)
+    seen, stage = tables["position"].values[:, chosen], tables["stage"].values[chosen]
+    save_layers(job.out, make_layers(frames, seen, stage, scale[chosen], tables["contour"].values))
+    spec = store.Spec(("row", "frame", "value"), (n["particle"] + 1, n["frame"], 6), np.float64,
+                      (n["particle"] + 1, job.block, 6), np.nan)
+    store.create_arrays(f"{job.out}/{CANDIDATES}", {"located": spec})
 
 
 def measure_tracks(job: Job, *, lazy: bool) -> None:
-    """Take over the fitted positions, measure the motion, and create the stacks and maps that are to be filled.
+    """Confirm the particles, measure their motion, and create the stacks and maps that are to be filled.
 
     Parameters
     ----------
@@ -69,16 +63,16 @@ def measure_tracks(job: Job, *, lazy: bool) -> None:
     lazy : bool
         Whether the run stops here, so that no stacks are created.
     """
+    from xreg.locate import confirm_particles
     from xreg.motion import measure_motion
 
-    # Of an earlier measurement, before some block was done again, nothing is kept.
-    stored = store.open_store(job.out)
-    tables = stored.drop_vars([n for n in RESULT if n in stored and n not in _OF_LINKING]).load()
-    located = store.read_block(job.out, LOCATED, ...)
-    coarse = store.read_block(job.out, f"{ROI_GROUP}/{COARSE}", ...)
-    tables["position"] = tables["position"].copy(data=np.where(np.isfinite(located), located, coarse))
+    candidates = store.open_store(f"{job.out}/{CANDIDATES}").load()
+    tables = confirm_particles(candidates.drop_vars("located"), candidates["located"])
     tables = tables.merge(measure_motion(tables), compat="override", join="exact")
-    tables.attrs["lazy"] = lazy
+    kept = [name for name in tables if name in RESULT or name in ("scale", "noise", "background")]
+    tables = tables[kept].assign_attrs(half=tables.sizes["y"] // 2, lazy=lazy)
+    # Of an earlier measurement, before some block was done again, nothing is kept.
+    store.clear_arrays(job.out)
     store.write_tables(job.out, describe(tables, RESULT))
     if not lazy:
         _create_stacks(job, tables)
@@ -102,7 +96,8 @@ def _create_stacks(job: Job, tables: xr.Dataset) -> None:
     stack = xr.DataArray(da.zeros(shape, dtype=np.float32, chunks=(1, *shape[1:])), dims=RESULT["aligned"].dims,
                          coords={"energy": tables["energy"], "scan": tables["scan"]}, attrs=tables.attrs)
     maps = fit_edges(stack, tables["contour"].drop_vars(["y", "x"]), **asdict(job.fit))
-    specs = {"aligned": store.Spec(stack.dims, shape, np.float32, grid, np.nan, RESULT["aligned"].attrs)}
+    edge = {name: tables.attrs[name] for name in ("element", "edge") if name in tables.attrs}
+    specs = {"aligned": store.Spec(stack.dims, shape, np.float32, grid, np.nan, {**RESULT["aligned"].attrs, **edge})}
     for name, example in maps.data_vars.items():
         fill = np.nan if example.dtype.kind == "f" else 0
         specs[str(name)] = store.Spec(example.dims, example.shape, example.dtype, (1, 1, n["y"], n["x"]), fill,

@@ -67,7 +67,7 @@ def check_raw_store(path: str | Path, *, device: str = "auto") -> Report:
                 ("frames per block", f"{block} (chunks of {read} in the store)"),
                 ("memory per process", f"about {memory / 2**30:.1f} GiB"),
                 ("time of a run", _duration(seconds, raw.sizes["frame"], device))]
-    problems = [*_table_problems(raw), *_frame_problems(chosen, status, path, pictures)]
+    problems = [*_table_problems(raw), *_frame_problems(chosen, status, path, raw, pictures)]
     if memory > MEMORY_LIMIT:
         problems.append(f"a worker would take about {memory / 2**30:.1f} GiB; rewrite the store with smaller chunks.")
     return Report(contents, problems)
@@ -119,7 +119,8 @@ def _table_problems(raw: xr.Dataset) -> list[str]:
     return problems
 
 
-def _frame_problems(chosen: np.ndarray, status: np.ndarray, path: str | Path, pictures: xr.DataArray) -> list[str]:
+def _frame_problems(chosen: np.ndarray, status: np.ndarray, path: str | Path, raw: xr.Dataset,
+                    pictures: xr.DataArray) -> list[str]:
     """Frames that were looked at and are no good, and pictures that are not there."""
     problems = []
     for frame, code in zip(chosen.tolist(), status.tolist(), strict=True):
@@ -130,9 +131,10 @@ def _frame_problems(chosen: np.ndarray, status: np.ndarray, path: str | Path, pi
             problems.append(f"frame {frame} is {FrameStatus(code).name.lower()}.")
         except OSError as error:
             problems.append(str(error))
-    missing = store.missing_chunks(path, str(pictures.name))
-    if missing:
-        problems.append(f"at least {missing} chunks of {pictures.name} are not there; their frames read as zeros.")
+    for name in store.PICTURES:
+        missing = store.missing_chunks(path, name) if name in raw else 0
+        if missing:
+            problems.append(f"at least {missing} chunks of {name} are not there; their pictures read as zeros.")
     return problems
 
 

@@ -1,5 +1,6 @@
 """Chemistry of particles: combinations of reference spectra, oxidation states, and a particle's pattern over time."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import dask.array as da
@@ -7,9 +8,9 @@ import numpy as np
 import xarray as xr
 from scipy.interpolate import CubicSpline
 
-from xreg.kernels.preedge import to_electronvolts
-from xreg.kernels.spectra import combine_references, combine_shifted, particle_chemistry
-from xreg.scans import by_scan, outline_blocks
+from xreg.kernels.preedge import merge_repeats, to_electronvolts
+from xreg.kernels.spectra import combine_references, combine_shifted, particle_chemistry, scale_offset
+from xreg.scans import alike, by_scan, outline_blocks
 
 _SHELLS = 5
 
@@ -40,23 +41,26 @@ def fit_references(
     Dataset, lazy, dims (particle, scan, y, x)
         `weight` and `weight_sigma` with a dimension `reference` in front of y, x; `rfactor`, the sum of squared
         residuals over the sum of squares; with `max_shift` also `energy_shift` (eV, positive where data lie above the
-        references). NaN where `norm` has NaN at an energy of the fit.
+        references). A pixel is fitted with the energies that it has; NaN where these are fewer than k + 2.
+
+    Warns
+    -----
+    UserWarning
+        When computed without `max_shift`, if the mean spectrum of a particle in a scan fits the references far better
+        at energies moved by more than 1 eV: data and references then lie on different energy scales.
 
     Raises
     ------
     ValueError
-        If there is no reference, or in some scan fewer than k + 2 energies are covered by all k references.
+        If there is no reference, one is not a spectrum, or in some scan fewer than k + 2 energies are covered by all k
+        references.
     """
     if not references:
         msg = "references is empty; need at least one name with its energies and normalised spectrum."
         raise ValueError(msg)
     stack, energies, scans = by_scan(norm)
-    splines, low, high = [], -np.inf, np.inf
-    for at, values in references.values():
-        at = to_electronvolts(at)
-        order = np.argsort(at)
-        splines.append(CubicSpline(at[order], np.asarray(values, dtype=float)[order]))
-        low, high = max(low, at.min() + max_shift), min(high, at.max() - max_shift)
+    splines = [_spline(name, *reference) for name, reference in references.items()]
+    low, high = max(s.x[0] for s in splines) + max_shift, min(s.x[-1] for s in splines) - max_shift
     if energy_range is not None:
         low, high = max(low, energy_range[0]), min(high, energy_range[1])
     for scan, energy in zip(scans, energies, strict=True):
@@ -83,9 +87,24 @@ def fit_references(
     return out
 
 
+def _spline(name: str, energy: np.ndarray, norm: np.ndarray) -> CubicSpline:
+    """Cubic spline through a reference spectrum, energies (eV) in any order; repeats are averaged, NaN left out."""
+    energy, norm = np.asarray(energy, dtype=np.float64), np.asarray(norm, dtype=np.float64)
+    if energy.ndim != 1 or energy.shape != norm.shape:
+        msg = f"reference {name} has energies of shape {energy.shape}, values of shape {norm.shape}; need (n,) twice."
+        raise ValueError(msg)
+    good = np.isfinite(energy) & np.isfinite(norm)
+    order = np.argsort(energy[good], kind="stable")
+    energy, norm = merge_repeats(to_electronvolts(energy[good])[order], norm[good][order])
+    if energy.size < 4:
+        msg = f"reference {name} has {energy.size} different energies with a value; need at least 4."
+        raise ValueError(msg)
+    return CubicSpline(energy, norm)
+
+
 def oxidation_state(
     edge_energy: xr.DataArray,
-    points: Sequence[tuple[float, float]],
+    points: Sequence[tuple[float, ...]],
     edge_energy_sigma: xr.DataArray | None = None,
 ) -> xr.Dataset:
     """Turn edge energies into oxidation states by a straight line through calibration points.
@@ -94,35 +113,68 @@ def oxidation_state(
     ----------
     edge_energy : DataArray, any dims
         Edge energies in eV. The calibration must use the same definition of the edge energy.
-    points : sequence of (float, float)
-        Two or more pairs of edge energy (eV) and oxidation state; more than two are fitted by least squares.
+    points : sequence of (float, float) or (float, float, float)
+        Two or more calibration points: edge energy (eV), oxidation state, and the energy's standard error (eV), which
+        all points have or none. More than two are fitted by least squares, weighted where there are errors.
     edge_energy_sigma : DataArray, optional
         Standard errors in eV.
 
     Returns
     -------
     Dataset, lazy where the input is
-        `oxidation_state`, NaN where the edge energy is, not limited to the range of the points; and
-        `oxidation_state_sigma` where errors are given, without the calibration's own.
+        `oxidation_state`, NaN where the edge energy is, not limited to the range of the points;
+        `oxidation_state_sigma` where errors are given, from these alone; and `calibration_sigma`, the calibration's own
+        standard error there, which all pixels share, so that it cancels in differences between like pixels. It comes
+        from the points' errors or, without those, from how far three or more points lie off the line; with two points
+        without errors it is not known and left out.
 
     Raises
     ------
     ValueError
-        If there are fewer than two different calibration energies.
+        If there are fewer than two different calibration energies, or points of other lengths.
     """
-    energy, state = np.asarray(points, dtype=float).reshape(-1, 2).T
+    lengths = {len(p) for p in points}
+    if lengths not in ({2}, {3}):
+        msg = f"points have lengths {sorted(lengths)}; need (energy, state) or (energy, state, error) for all of them."
+        raise ValueError(msg)
+    energy, state, *errors = np.asarray(points, dtype=float).T
     if np.unique(energy).size < 2:
         msg = f"points hold {np.unique(energy).size} different edge energies; need two or more (energy, state) pairs."
         raise ValueError(msg)
-    centre = energy.mean()
-    slope, level = np.polyfit(energy - centre, state, 1)
+    centre, slope, level, covariance = _line(energy, state, errors[0] if errors else None)
+    away = edge_energy - centre
     attrs = {"units": "1", "long_name": "oxidation state", "calibration_energy": energy.tolist(),
              "calibration_state": state.tolist(), "definition": edge_energy.attrs.get("definition", "not stated")}
-    out = {"oxidation_state": (level + slope * (edge_energy - centre)).assign_attrs(attrs)}
+    out = {"oxidation_state": (level + slope * away).assign_attrs(attrs)}
     if edge_energy_sigma is not None:
         words = {"units": "1", "long_name": "standard error of the oxidation state"}
         out["oxidation_state_sigma"] = (abs(slope) * edge_energy_sigma).assign_attrs(words)
+    if covariance is not None:
+        variance = covariance[1, 1] + 2 * covariance[0, 1] * away + covariance[0, 0] * away**2
+        words = {"units": "1", "long_name": "standard error of the calibration", "comment": "common to all pixels"}
+        out["calibration_sigma"] = np.sqrt(variance).assign_attrs(words)
     return xr.Dataset(out)
+
+
+def _line(energy: np.ndarray, state: np.ndarray, sigma: np.ndarray | None):
+    """Straight line state = level + slope (energy - centre): centre, slope, level, covariance of (slope, level).
+
+    The covariance is None where neither errors nor a third point tell it.
+    """
+    if sigma is not None and not np.all(sigma > 0):
+        msg = f"points have energy errors {sigma.tolist()}; need positive ones in eV."
+        raise ValueError(msg)
+    weight = np.ones_like(energy) if sigma is None else 1.0 / sigma
+    centre = np.average(energy, weights=weight**2)
+    design = np.stack((energy - centre, np.ones_like(energy)), axis=1) * weight[:, None]
+    inverse = np.linalg.pinv(design)
+    slope, level = inverse @ (weight * state)
+    if sigma is not None:  # an error of the energy counts as one of the state, by the slope
+        return centre, slope, level, inverse @ inverse.T * slope**2
+    if len(energy) == 2:
+        return centre, slope, level, None
+    left = np.square(state - design @ (slope, level)).sum() / (len(energy) - 2)
+    return centre, slope, level, inverse @ inverse.T * left
 
 
 def summarize_particles(maps: xr.DataArray, contour: xr.DataArray, *, shells: int = _SHELLS) -> xr.Dataset:
@@ -182,17 +234,28 @@ def _reference_task(norm, *, energies, splines, limits, max_shift, block_id):
     """One block (1, frames, y, x) -> (1, 1, maps, y, x)."""
     energy = energies[block_id[1]]
     use = (energy >= limits[0]) & (energy <= limits[1])
-    spectra = norm[0, use].reshape(use.sum(), -1).astype(np.float64)
-    good = np.isfinite(spectra).all(axis=0)
+    energy, spectra = energy[use], norm[0, use].reshape(use.sum(), -1).astype(np.float64)
     out = np.full((2 * len(splines) + 1 + (max_shift > 0), spectra.shape[1]), np.nan)
-    if good.any():
+    for rows, columns in alike(np.isfinite(spectra)):
+        if rows.sum() < len(splines) + 2:
+            continue
+        at, part = energy[rows], spectra[np.ix_(rows, columns)]
         if max_shift > 0:
-            fit = combine_shifted(energy[use], spectra[:, good], splines, max_shift)
+            fit = combine_shifted(at, part, splines, max_shift)
         else:
-            fit = combine_references(spectra[:, good], np.stack([s(energy[use]) for s in splines], axis=1))
-        rows = [fit["weight"], fit["weight_sigma"], fit["rfactor"][None]]
-        out[:, good] = np.concatenate([*rows, fit["shift"][None]] if max_shift > 0 else rows)
+            fit = combine_references(part, np.stack([s(at) for s in splines], axis=1))
+            _warn_of_other_scale(scale_offset(at, part.mean(axis=1), splines), block_id)
+        found = [fit["weight"], fit["weight_sigma"], fit["rfactor"][None]]
+        out[:, columns] = np.concatenate([*found, fit["shift"][None]] if max_shift > 0 else found)
     return out.reshape(1, 1, len(out), *norm.shape[2:])
+
+
+def _warn_of_other_scale(offset: float, block_id: tuple[int, ...]) -> None:
+    if offset:
+        msg = (f"the spectra of particle {block_id[0]} in scan {block_id[1]} fit the references far better when these "
+               f"are moved by {offset:+g} eV: data and references seem to lie on different energy scales. Calibrate "
+               f"one of them with calibrate_energy, or fit the shift with max_shift.")
+        warnings.warn(msg, stacklevel=2)
 
 
 def _summary_task(values, contour, *, shells):

@@ -20,10 +20,14 @@ BLOCK_FRAMES = 32
 FEWEST_BLOCKS = 8
 #: A raw chunk of several frames is decoded whole; up to this size a block grows to hold it, so that it is decoded once.
 READ_BYTES = 256 * MIB
+#: Reads in which a table of regions is gone through, and bytes that one of them may take.
+MOST_READS, JOINED_BYTES = 1024, 64 * MIB
 #: Frames, open-beam references and windows may not be declared larger than this; a store that does is refused.
-MAX_FRAME_PIXELS = 2**28
-MAX_FRAMES = 2**31
+MAX_FRAME_PIXELS = 2**25
+MAX_FRAMES = 2**27
 MAX_CHUNK_BYTES = 4 * 1024 * MIB
+#: Tables and darks are read whole.
+MAX_TABLE_BYTES = 4 * 1024 * MIB
 #: Memory (bytes) of an idle worker process: the interpreter, numpy, dask and torch.
 PROCESS_BYTES = 450 * MIB
 #: Working memory per pixel of the frame that is being worked on: float64 copies and the networks' activations.
@@ -90,6 +94,25 @@ def frame_blocks(n_frames: int, length: int) -> list[Block]:
         raise ValueError(msg)
     starts = range(0, n_frames, length)
     return [Block(i, start, min(start + length, n_frames)) for i, start in enumerate(starts)]
+
+
+def joined(rows: int, chunk: int, row_bytes: int) -> int:
+    """Number of stored chunks that are read as one, so that a graph over a table stays small however long it is.
+
+    Parameters
+    ----------
+    rows, chunk : int
+        Length of the table, and of its stored chunks.
+    row_bytes : int
+        Bytes per row.
+
+    Returns
+    -------
+    int
+        So many that there are at most `MOST_READS` reads, as long as one read is at most `JOINED_BYTES`; at least 1.
+    """
+    wanted = -(-rows // (chunk * MOST_READS))
+    return max(1, min(wanted, JOINED_BYTES // max(chunk * row_bytes, 1)))
 
 
 def is_aligned(region: tuple[slice, ...], shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:

@@ -21,6 +21,16 @@ SOME_FAILED = 3
 #: Items of a list that are shown before the rest is only counted.
 _SHOWN = 20
 
+
+class _Place(click.ParamType):
+    """A path, or a URL such as s3://bucket/raw.zarr as it is."""
+
+    name = "place"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if "://" in str(value) else Path(value)
+
+
 _device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                        help="Where the networks run.")
 _workers = click.option("--workers", type=click.IntRange(min=0), metavar="N",
@@ -87,8 +97,8 @@ def demo(out: Path, scans: int, energies: int, seed: int, workers: int | None, d
 
 
 @main.command()
-@click.argument("raw", type=click.Path(path_type=Path))
-@click.option("--truth", type=click.Path(path_type=Path), help="Store to write the truth into.")
+@click.argument("raw", type=_Place())
+@click.option("--truth", type=_Place(), help="Store to write the truth into.")
 @click.option("--scans", "n_scans", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--energies", type=click.IntRange(min=1), default=143, show_default=True)
 @click.option("--size", type=click.IntRange(min=64), nargs=2, default=(460, 460), show_default=True, metavar="NY NX")
@@ -126,7 +136,7 @@ def simulate(raw: Path, truth: Path | None, energies: int, size: tuple[int, int]
 
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("raw", type=click.Path(path_type=Path))
+@click.argument("raw", type=_Place())
 @_workers
 @_scheduler
 @_plain_errors
@@ -149,7 +159,7 @@ def ingest(source: Path, raw: Path, workers: int | None, scheduler: str | None) 
 
 
 @main.command()
-@click.argument("raw", type=click.Path(path_type=Path))
+@click.argument("raw", type=_Place())
 @_device
 @_plain_errors
 def check(raw: Path, device: str) -> None:
@@ -165,8 +175,8 @@ def check(raw: Path, device: str) -> None:
 
 
 @main.command()
-@click.argument("raw", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("raw", type=_Place())
+@click.argument("out", type=_Place())
 @click.option("--lazy", is_flag=True, help="Stop after the tracks; pictures and maps are computed when asked for.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @click.option("--frames", metavar="A:B", help="Only frames A up to, not including, B.")
@@ -220,8 +230,8 @@ def train(network: str, folder: Path, preset: str, own: Path | None, detector: P
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
-@click.argument("truth", type=click.Path(path_type=Path))
+@click.argument("out", type=_Place())
+@click.argument("truth", type=_Place())
 @click.option("--particles", is_flag=True, help="Also one row per particle.")
 @_plain_errors
 def evaluate(out: Path, truth: Path, particles: bool) -> None:
@@ -230,13 +240,13 @@ def evaluate(out: Path, truth: Path, particles: bool) -> None:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_Place())
 @click.argument("html", type=click.Path(path_type=Path), required=False)
-@click.option("--truth", type=click.Path(path_type=Path), help="Truth of a simulation, to be shown beside.")
+@click.option("--truth", type=_Place(), help="Truth of a simulation, to be shown beside.")
 @_plain_errors
 def report(out: Path, html: Path | None, truth: Path | None) -> None:
     """Write a page of pictures of the result OUT."""
-    _write_report(out, html or out.with_suffix(".html"), truth)
+    _write_report(out, html or _beside(out), truth)
 
 
 # -- what several commands share -------------------------------------------------------------------------------------
@@ -278,7 +288,7 @@ def _own_frames(raw: Path, most: int = 64) -> list:
 
 def _print_errors(out: Path, truth: Path, *, particles: bool = False) -> None:
     from xreg import store
-    from xreg.evaluate import evaluate as compare
+    from xreg.evaluation import evaluate as compare
     from xreg.result import open_result
 
     errors = compare(open_result(out), store.open_store(truth))
@@ -308,6 +318,11 @@ def _finish(result: "xr.Dataset") -> None:
     if failed:
         _list("frames and blocks that failed", failed)
         sys.exit(SOME_FAILED)
+
+
+def _beside(out: Path | str) -> Path:
+    """Where a report is written by default: beside a result on a disk, here for one behind a URL."""
+    return (out if isinstance(out, Path) else Path(out.rstrip("/").rpartition("/")[2])).with_suffix(".html")
 
 
 def _list(title: str, items: list[str]) -> None:

@@ -4,11 +4,12 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from xreg.kernels.preedge import SAME_ENERGY
+from xreg.kernels.preedge import SAME_ENERGY, merge_repeats
 from xreg.kernels.spectra import kmeans, nearest_centre
-from xreg.scans import by_scan, outline_blocks
+from xreg.scans import alike, by_scan, outline_blocks
 
 _SAMPLE = 200_000
+_LEAST = 0.9    # share of the energies that a spectrum must have measured; the rest is interpolated
 
 
 def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *, n_components: int = 3) -> xr.Dataset:
@@ -21,8 +22,9 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
     Parameters
     ----------
     norm : DataArray, dims (particle, frame, y, x)
-        Normalised spectra (or optical densities), with coordinates `energy` and `scan` on `frame`; all scans must share
-        their energies.
+        Normalised spectra (or optical densities), with coordinates `energy` and `scan` on `frame`. The energies of the
+        fullest scan are the columns of the matrix; a spectrum that lacks up to a tenth of them (a missing frame, a NaN)
+        is interpolated there, linearly between its own energies.
     contour : DataArray, dims (particle, y, x), bool, optional
         Which pixels count; by default all.
     n_components : int
@@ -32,28 +34,34 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
     -------
     Dataset, lazy
         `mean` (energy,) and `component` (component, energy); `explained` (component,), share of the variance; `score`
-        (particle, scan, y, x, component), NaN for pixels outside or with a NaN in their spectrum.
+        (particle, scan, y, x, component), NaN for pixels outside or that lack more than a tenth of the energies.
 
     Raises
     ------
     ValueError
-        If scans differ in their energies, or there are fewer energies than components.
+        If a scan lacks more than a tenth of the fullest scan's energies, or there are fewer energies than components.
     """
     stack, energies, scans = by_scan(norm)
-    grid = energies[0]
+    uniques = [np.unique(e) for e in energies]
+    grid = max(uniques, key=len)
+    grid = grid[np.concatenate(([True], np.diff(grid) > SAME_ENERGY))]
     for scan, energy in zip(scans, energies, strict=True):
-        if len(energy) != len(grid) or np.abs(energy - grid).max() > SAME_ENERGY:
-            msg = (f"scan {scan} has other energies than scan {scans[0]}; need the same in all scans. Interpolate them "
-                   f"or choose one scan.")
+        shared = int(_measured(grid, energy).sum())
+        if shared < _LEAST * len(grid):
+            msg = (f"scan {scan} has {shared} of the {len(grid)} energies of the fullest scan; need nine tenths of "
+                   f"them. Choose scans that share their energies.")
             raise ValueError(msg)
+    if len(grid) < 2:
+        msg = f"the stack has {len(grid)} energies; need at least 2."
+        raise ValueError(msg)
     if not 0 < n_components <= len(grid):
         msg = f"n_components is {n_components}; need 1 to {len(grid)}, the number of energies."
         raise ValueError(msg)
-    rows, shape = _rows(stack, contour, len(scans))
+    rows, shape = _rows(stack, contour, energies, grid)
     good = da.isfinite(rows).all(axis=1, keepdims=True)
     filled = da.where(good, rows, 0.0)
     count = good.sum()
-    mean = filled.sum(axis=0) / count
+    mean = da.where(count > 0, filled.sum(axis=0) / da.maximum(count, 1), np.nan)
     # Rows that do not count become zeros, which change no component.
     left, size, right = da.linalg.svd(da.where(good, filled - mean, 0.0))
     sign = da.sign(da.where(da.fabs(right.min(axis=1)) > right.max(axis=1), -1.0, 1.0))
@@ -64,7 +72,7 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
         {"mean": ("energy", mean, {"units": "1", "long_name": "mean spectrum"}),
          "component": (("component", "energy"), (right * sign[:, None])[:n_components],
                        {"units": "1", "long_name": "principal component"}),
-         "explained": ("component", (size**2 / (size**2).sum())[:n_components],
+         "explained": ("component", (size**2 / da.maximum((size**2).sum(), 1e-300))[:n_components],
                        {"units": "1", "long_name": "share of the variance"}),
          "score": (("particle", "scan", "y", "x", "component"), score.reshape((*shape, n_components)), words)},
         coords={"energy": ("energy", grid, {"units": "eV"}), "scan": scans, **places},
@@ -109,22 +117,41 @@ def cluster_spectra(decomposed: xr.Dataset, *, n_clusters: int = 3, seed: int = 
     )
 
 
-def _rows(stack: xr.DataArray, contour: xr.DataArray | None, n_scans: int) -> tuple[da.Array, tuple[int, ...]]:
+def _rows(stack: xr.DataArray, contour: xr.DataArray | None, energies: tuple[np.ndarray, ...],
+          grid: np.ndarray) -> tuple[da.Array, tuple[int, ...]]:
     """Spectra as rows (pixels, energies), one block per particle and scan, NaN outside; and the pixels' shape."""
-    particles, frames, ny, nx = stack.shape
+    particles, _, ny, nx = stack.shape
     arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
-    energies = frames // n_scans
-    cubes = da.map_blocks(_row_task, *arrays, new_axis=4, dtype=np.float64, meta=np.empty((0,) * 5),
-                          chunks=(stack.chunks[0], (1,) * n_scans, (ny,), (nx,), (energies,)))
-    return cubes.reshape((-1, energies)), (particles, n_scans, ny, nx)
+    cubes = da.map_blocks(_row_task, *arrays, energies=energies, grid=grid, new_axis=4, dtype=np.float64,
+                          meta=np.empty((0,) * 5),
+                          chunks=(stack.chunks[0], (1,) * len(energies), (ny,), (nx,), (len(grid),)))
+    return cubes.reshape((-1, len(grid))), (particles, len(energies), ny, nx)
 
 
-def _row_task(values, contour=None):
-    """One block (1, energies, y, x) -> (1, 1, y, x, energies)."""
-    values = np.asarray(values, dtype=np.float64)
+def _row_task(values, contour=None, *, energies, grid, block_id):
+    """One block (1, frames, y, x) -> (1, 1, y, x, energies)."""
+    energy = energies[block_id[1]]
+    order = np.argsort(energy, kind="stable")
+    spectra = np.asarray(values[0], dtype=np.float64).reshape(len(energy), -1)[order]
+    energy, spectra = merge_repeats(energy[order], spectra)
     if contour is not None:
-        values = np.where(contour, values, np.nan)
-    return np.moveaxis(values, 1, -1)[:, None]
+        spectra = np.where(contour.reshape(-1), spectra, np.nan)
+    out = np.full((spectra.shape[1], len(grid)), np.nan)
+    for rows, columns in alike(np.isfinite(spectra)):
+        if not rows.any() or _measured(grid, energy[rows]).sum() < _LEAST * len(grid):
+            continue
+        at, part = energy[rows], spectra[np.ix_(rows, columns)]
+        right = np.clip(np.searchsorted(at, grid), 1, max(len(at) - 1, 1))
+        share = np.clip((grid - at[right - 1]) / (at[right] - at[right - 1]), 0.0, 1.0)[:, None]
+        out[columns] = (part[right - 1] * (1.0 - share) + part[right] * share).T
+    return out.reshape(1, 1, *values.shape[2:], len(grid))
+
+
+def _measured(grid: np.ndarray, energy: np.ndarray) -> np.ndarray:
+    """Which energies of the ascending `grid` (n,) are among `energy`."""
+    energy = np.sort(energy)
+    right = np.clip(np.searchsorted(energy, grid), 0, len(energy) - 1)
+    return np.minimum(np.abs(energy[right] - grid), np.abs(energy[right - 1] - grid)) <= SAME_ENERGY
 
 
 def _label_task(score, *, centres):

@@ -1,34 +1,40 @@
-"""Stage 5: every particle's position to a fraction of a pixel, from its own picture.
+"""Stage 5: every particle's position to a fraction of a pixel, from its own picture and that of the background.
 
-A few frames of high contrast give each particle's template; then every frame's positions are fitted to it. A frame's
-positions depend on this frame and the templates alone.
+Some frames, of high contrast and of low, give the two layers: the background, which moves with the stage, and each
+particle's template. Then every frame is fitted to them, also where detection missed a particle that is known from other
+frames. A frame's positions depend on this frame and the layers alone.
 """
-
-from functools import partial
 
 import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from scipy import ndimage
 
 from xreg.chunks import whole_frames
-from xreg.kernels.geometry import pixel_scale
-from xreg.kernels.subpixel import Template, refine_position
-from xreg.kernels.windows import cut_window
-from xreg.schema import NORMALIZED, RESULT, check_variable, validate
+from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
+from xreg.kernels.kinematics import common_motion
+from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
+from xreg.kernels.separation import make_layers
+from xreg.schema import AXES, NORMALIZED, RESULT, check_variable, describe, validate
 
-#: Frames from which templates are made, and bytes that they may take in memory.
+#: Frames from which the layers are made, and bytes that they may take in memory.
 TEMPLATE_FRAMES, TEMPLATE_BYTES = 16, 2**27
-#: Rounds of averaging; before each but the first the frames are fitted to the last one's templates.
-_ROUNDS = 2
+#: Frames of at least this share of the highest contrast are strong.
+_STRONG = 0.6
+#: A particle that was not detected is accepted at this many standard errors of its contrast, and if its contrast is
+#: between these shares of what it should be. It is denied if the contrast is surely below the lower one.
+_SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 2.0
+#: Of two outlines that share this part of the smaller one, and are detected together in less than this part of the
+#: frames that show the rarer one, one is a piece of the other.
+_SAME_PLACE, _TOGETHER = 0.6, 0.2
 
 
 def choose_template_frames(contrast: np.ndarray, energy: np.ndarray, most: int = TEMPLATE_FRAMES) -> np.ndarray:
-    """Frames for the templates: above the edge, where contrast is high, evenly spread over the measurement.
+    """Frames for the layers: half above the edge, where contrast is high, half where it is low, evenly spread.
 
     Of the frames whose contrast (median over particles) is at least 0.6 of the highest, the upper half in energy is
-    taken: far above the edge a particle's picture shows its thickness and nothing of its chemistry.
+    taken: far above the edge a particle's picture shows its thickness and nothing of its chemistry. Of the others those
+    near the lowest contrast are taken, if there are any: there the background weighs most.
 
     Parameters
     ----------
@@ -47,128 +53,185 @@ def choose_template_frames(contrast: np.ndarray, energy: np.ndarray, most: int =
     if not seen.size:
         return seen
     median = np.nanmedian(contrast[:, seen], axis=0)
-    strong = seen[median >= 0.6 * np.quantile(median, 0.95)]
+    high, low = np.quantile(median, [0.95, 0.05])
+    strong, weak = seen[median >= _STRONG * high], seen[median < min(_STRONG * high, 1.3 * low)]
     upper = strong[energy[strong] >= np.median(energy[strong])]
-    return upper[np.unique(np.linspace(0, len(upper) - 1, min(most, TEMPLATE_FRAMES)).round().astype(int))]
+    most = min(most, TEMPLATE_FRAMES)
+    n_weak = min(len(weak), most // 2)
+    return np.sort(np.concatenate([_spread(upper, most - n_weak), _spread(weak, n_weak)]))
 
 
-def make_templates(
-    optical_density: np.ndarray, position: np.ndarray, scale: np.ndarray, contour: np.ndarray
+def frames_that_fit(shape: tuple[int, int]) -> int:
+    """Frames of a shape that may be in memory at once."""
+    return max(TEMPLATE_BYTES // (4 * shape[0] * shape[1]), 1)
+
+
+def _spread(frames: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the frames, evenly spread."""
+    if not most or not len(frames):
+        return frames[:0]
+    return frames[np.unique(np.linspace(0, len(frames) - 1, most).round().astype(int))]
+
+
+# -- where to look -----------------------------------------------------------------------------------------------------
+
+
+def propose_particles(tracks: xr.Dataset, contour: xr.DataArray) -> xr.Dataset:
+    """Candidates for particles, and where they should be in every frame.
+
+    Parameters
+    ----------
+    tracks : Dataset, in memory
+        From `gather_tracks`, with the attribute `frame_shape`.
+    contour : DataArray, dims (particle, y, x), bool
+        From `outline_particles`.
+
+    Returns
+    -------
+    Dataset
+        The tracks with `contour` and the variables of `expect_positions`, less those that are pieces of another (see
+        `drop_pieces`).
+
+    Raises
+    ------
+    ValueError
+        If a variable is missing or has other dims.
+    """
+    validate(tracks, RESULT, "position")
+    check_variable(contour, RESULT["contour"])
+    candidates = tracks.merge(expect_positions(tracks)).assign(contour=contour)
+    return candidates.isel(particle=drop_pieces(candidates))
+
+
+def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
+    """Where every particle is, or should be, in every frame.
+
+    Where it is not detected: the motion that all particles share, and its own as between the sightings before and
+    after.
+
+    Parameters
+    ----------
+    tracks : Dataset, in memory
+        From `gather_tracks`, with the attribute `frame_shape`.
+
+    Returns
+    -------
+    Dataset
+        `start` (particle, frame, axis), raw px, NaN where that is outside the frame or not known; `guessed` (particle,
+        frame), whether it is no sighting; `stage` (frame, axis), px at the reference energy, where the stage is
+        expected.
+    """
+    shape, scale = tuple(tracks.attrs["frame_shape"]), _scale(tracks["energy"].values, tracks.attrs)
+    place = to_reference(tracks["position"].values, scale, shape)
+    shared, _ = common_motion(place)
+    guess = np.full_like(place, np.nan)
+    every = np.arange(place.shape[1])
+    for own, guessed in zip(place - shared, guess, strict=True):
+        known = np.flatnonzero(np.isfinite(own).all(-1))
+        if known.size:
+            guessed[:] = np.stack([np.interp(every, known, own[known, axis]) for axis in (0, 1)], axis=-1) + shared
+    seen = np.isfinite(place).all(-1)
+    guess = to_raw(guess, scale, shape)
+    inside = ((guess >= 0) & (guess <= np.array(shape) - 1)).all(-1)
+    start = np.where(seen[..., None], tracks["position"].values, np.where(inside[..., None], guess, np.nan))
+    return xr.Dataset({"start": (("particle", "frame", "axis"), start), "guessed": (("particle", "frame"), ~seen),
+                       "stage": (("frame", "axis"), shared)})
+
+
+def _scale(energy: np.ndarray, attrs: dict) -> np.ndarray:
+    return pixel_scale(energy, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"))
+
+
+def drop_pieces(candidates: xr.Dataset) -> np.ndarray:
+    """Particles to keep, where one place was divided differently in different frames.
+
+    Two outlines that lie on each other but are hardly ever detected together are one piece of matter that was taken for
+    one particle in some frames and for another, or several, in others. The one that the frames show better, by contrast
+    times radius summed over its sightings, is kept.
+
+    Parameters
+    ----------
+    candidates : Dataset
+        Tracks with `contour` and the variables of `expect_positions`.
+
+    Returns
+    -------
+    ndarray of int
+        Particles, ascending.
+    """
+    outline, start = candidates["contour"].values, candidates["start"].values
+    seen = np.isfinite(candidates["position"].values).all(-1)
+    weight = np.nansum(np.where(seen, candidates["contrast"].values * np.sqrt(candidates["area"].values), 0), axis=1)
+    half, area = outline.shape[-1] // 2, outline.sum((1, 2))
+    kept: list[int] = []
+    for p in np.argsort(-weight, kind="stable"):
+        for q in kept:
+            apart = start[q] - start[p]
+            known = np.isfinite(apart).all(-1)
+            rarer = min(seen[p].sum(), seen[q].sum())
+            if not known.any() or (seen[p] & seen[q]).sum() >= _TOGETHER * rarer:
+                continue
+            shift = np.median(apart[known], axis=0)
+            if np.abs(shift).max() > 2 * half:
+                continue
+            shared = (paint(outline.shape[1:], (shift + half)[None], 1.0, outline[q][None]) & outline[p]).sum()
+            if shared > _SAME_PLACE * min(area[p], area[q]):
+                break
+        else:
+            kept.append(int(p))
+    return np.sort(np.array(kept, dtype=int))
+
+
+# -- every frame -------------------------------------------------------------------------------------------------------
+
+
+def locate_block(
+    optical_density: np.ndarray, start: np.ndarray, guessed: np.ndarray, stage: np.ndarray, scale: np.ndarray,
+    layers: Layers,
 ) -> np.ndarray:
-    """Mean picture of every particle over some frames, sharpened by fitting the frames to it and averaging anew.
+    """Fit stage and particles of a block of frames.
 
     Parameters
     ----------
     optical_density : ndarray, shape (n, y, x), float32
-        Frames of high contrast.
-    position : ndarray, shape (particles, n, 2)
-        Centres of mass in these frames, raw px; NaN where not seen.
+    start, guessed, stage : ndarray, shape (particles, n, 2), (particles, n) and (n, 2)
+        From `expect_positions`.
     scale : ndarray, shape (n,)
-        Pixel size of each frame over that of the reference energy.
-    contour : ndarray, shape (particles, 2 half + 1, 2 half + 1), bool
-        Outline of each particle.
-
-    Returns
-    -------
-    ndarray, shape (particles, 2 half + 1, 2 half + 1), float32
-        For `templates_of`; all NaN for a particle that none of the frames shows.
-    """
-    half = contour.shape[-1] // 2
-    pictures = np.full(contour.shape, np.nan, np.float32)
-    place = position.copy()
-    for round_ in range(_ROUNDS):
-        if round_:
-            templates = templates_of(pictures, contour)
-            for frame, density in enumerate(optical_density):
-                place[:, frame] = locate_frame(density, position[:, frame], float(scale[frame]), contour, templates)
-            # Templates stay where the centres of mass are on average: the fit gives shifts, not a new origin.
-            place += _mean_over_frames(position - place)
-        for particle in range(len(position)):
-            known = np.flatnonzero(np.isfinite(place[particle]).all(-1))
-            if known.size:
-                windows = [cut_window(optical_density[k], place[particle, k], 1 / scale[k], half) for k in known]
-                pictures[particle] = _mean(windows)
-    return pictures
-
-
-def templates_of(pictures: np.ndarray, contour: np.ndarray) -> list[Template | None]:
-    """Templates of mean pictures and outlines, both (particles, n, n); None where a picture is all NaN or has no outline."""
-    return [Template.of(picture, outline) if np.isfinite(picture).any() and outline.any() else None
-            for picture, outline in zip(pictures, contour, strict=True)]
-
-
-def _mean_over_frames(shift: np.ndarray) -> np.ndarray:
-    """Mean (particles, 1, 2) of shifts (particles, n, 2) over the frames that have one; 0 where none has."""
-    known = np.isfinite(shift)
-    return np.where(known, shift, 0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
-
-
-def _mean(windows: list[np.ndarray]) -> np.ndarray:
-    """Mean of the valid values at each place; NaN where there are none."""
-    total = np.zeros(windows[0].shape)
-    count = np.zeros(windows[0].shape, int)
-    for window in windows:
-        valid = np.isfinite(window)
-        total[valid] += window[valid]
-        count += valid
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def locate_frame(
-    optical_density: np.ndarray, position: np.ndarray, scale: float, contour: np.ndarray,
-    templates: list[Template | None],
-) -> np.ndarray:
-    """Positions of all particles in one frame, fitted to their templates.
-
-    Parameters
-    ----------
-    optical_density : ndarray, shape (y, x), float32
-        NaN where invalid.
-    position : ndarray, shape (particles, 2)
-        Where to begin: centres of mass, raw px; NaN where not seen.
-    scale : float
         Pixel size over that of the reference energy.
-    contour : ndarray, shape (particles, 2 half + 1, 2 half + 1), bool
-        Outline of each particle.
-    templates : list of Template or None
+    layers : Layers
 
     Returns
     -------
-    ndarray, shape (particles, 2)
-        Raw px; the centre of mass where there is no template or the fit fails, NaN where not seen.
+    ndarray, shape (particles + 1, n, 6)
+        Position, its standard errors, contrast over the template's and its standard error, as in `Located`; in the last
+        row the place of the stage. NaN where nothing is known.
     """
-    located = position.copy()
-    for particle, (start, template) in enumerate(zip(position, templates, strict=True)):
-        if template is None or not np.isfinite(start).all():
-            continue
-        usable = ~covered_by_others(particle, position, scale, contour, template.half)
-        cut = partial(cut_window, optical_density, step=1 / scale, half=template.half)
-        found = refine_position(cut, start, scale, template, usable)
-        if np.isfinite(found).all():
-            located[particle] = found
-    return located
+    rows = np.full((len(start) + 1, len(optical_density), 6), np.nan)
+    for k, density in enumerate(optical_density):
+        if np.isfinite(density).any():
+            found: Located = locate_in_frame(density, start[:, k], guessed[:, k], stage[k], float(scale[k]), layers)
+            rows[:-1, k] = np.column_stack([found.position, found.sigma, found.contrast, found.contrast_sigma])
+            rows[-1, k, :2] = found.stage
+    return rows
 
 
-def locate_particles(normalized: xr.Dataset, tracks: xr.Dataset, contour: xr.DataArray) -> xr.DataArray:
-    """Fit the positions of all particles in all frames to their templates, lazily.
+def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataArray:
+    """Fit the positions of stage and particles in all frames to the layers, lazily.
 
-    One task makes the templates, from at most sixteen frames; then there is one task per chunk of frames.
+    One task makes the layers, from at most sixteen frames; then there is one task per chunk of frames.
 
     Parameters
     ----------
     normalized : Dataset
         With `optical_density` (frame, y, x) and the coordinate `energy`; attributes `magnification` and
         `pixel_size_energy_ev` as for `align_stacks`.
-    tracks : Dataset, in memory
-        With `position` (particle, frame, axis), centres of mass in raw px, and `contrast` (particle, frame), from
-        `gather_tracks`.
-    contour : DataArray, dims (particle, y, x), bool
-        From `outline_particles`.
+    candidates : Dataset, in memory
+        From `propose_particles`.
 
     Returns
     -------
-    DataArray, dims (particle, frame, axis), px
-        As `position`; the centre of mass where a fit fails, NaN where not seen.
+    DataArray, dims (row, frame, value)
+        What every frame says (see `locate_block`), for `confirm_particles`.
 
     Raises
     ------
@@ -176,44 +239,84 @@ def locate_particles(normalized: xr.Dataset, tracks: xr.Dataset, contour: xr.Dat
         If a variable is missing or has other dims, or a frame is split into several chunks.
     """
     validate(normalized, NORMALIZED, "optical_density")
-    validate(tracks, RESULT, "position")
-    check_variable(contour, RESULT["contour"])
+    validate(candidates, RESULT, "position", "contour")
     density = whole_frames(normalized["optical_density"])
-    energy, coarse = tracks["energy"].values, tracks["position"].values
-    attrs = normalized.attrs
-    scale = pixel_scale(energy, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"))
-    most = max(TEMPLATE_BYTES // (4 * density.shape[1] * density.shape[2]), 1)
-    chosen = choose_template_frames(tracks["contrast"].values, energy, most)
-    outline = contour.values
-    pictures = dask.delayed(make_templates)(density[chosen], coarse[:, chosen], scale[chosen], outline)
-    located = da.blockwise(
-        _locate_block, "pfa", density, "fyx", da.from_array(coarse, chunks=(-1, density.chunks[0], -1)), "pfa",
-        da.from_array(scale, chunks=(density.chunks[0],)), "f", outline, None, concatenate=True, dtype=float,
-        meta=np.empty((0, 0, 0)), templates=dask.delayed(templates_of)(pictures, outline))
-    return xr.DataArray(located, dims=tracks["position"].dims, coords=tracks["position"].coords, name="position",
-                        attrs=tracks["position"].attrs)
+    start, guessed, stage = (candidates[name].values for name in ("start", "guessed", "stage"))
+    energy = candidates["energy"].values
+    scale = _scale(energy, normalized.attrs)
+    chosen = choose_template_frames(candidates["contrast"].values, energy, frames_that_fit(density.shape[1:]))
+    seen = np.where(guessed[..., None], np.nan, start)
+    layers = dask.delayed(make_layers)(
+        density[chosen], seen[:, chosen], stage[chosen], scale[chosen], candidates["contour"].values)
+    frames = density.chunks[0]
+    found = da.blockwise(
+        locate_block, "pfv", density, "fyx", da.from_array(start, chunks=(-1, frames, -1)), "qfa",
+        da.from_array(guessed, chunks=(-1, frames)), "qf", da.from_array(stage, chunks=(frames, -1)), "fa",
+        da.from_array(scale, chunks=(frames,)), "f", new_axes={"p": len(start) + 1, "v": 6}, concatenate=True,
+        dtype=float, meta=np.empty((0, 0, 0)), layers=layers)
+    return xr.DataArray(found, dims=("row", "frame", "value"), name="located")
 
 
-def _locate_block(density, position, scale, outline, *, templates):
-    """Positions (particles, n, 2) of a block of n frames."""
-    return np.stack([locate_frame(density[k], position[:, k], float(scale[k]), outline, templates)
-                     for k in range(len(density))], axis=1)
+def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray) -> xr.Dataset:
+    """Decide, from what all frames say, which particles are there and where they are seen.
+
+    Contrasts run alike: in each frame every particle has about the same share of its template's contrast, up to a
+    factor of its own. A particle that was detected stays, at its fitted position, or at its centre of mass where the
+    fit fails. One that was only looked for is seen if its contrast is significant and near what it should be. It is
+    denied if its contrast is surely too low; a track that more frames deny than show was an invention, of the detector
+    or of the linking, and is dropped.
+
+    Parameters
+    ----------
+    candidates : Dataset, in memory
+        From `propose_particles`.
+    located : ndarray or DataArray, shape (particles + 1, frame, 6)
+        From `locate_particles`.
+
+    Returns
+    -------
+    Dataset
+        The candidates that are kept, with `position`, `position_sigma` (px, from the fit; NaN where it failed) and
+        `stage` (frame, axis), px at the reference energy, NaN where the background does not show it.
+    """
+    located = np.asarray(located)
+    coarse = candidates["position"].values
+    detected = np.isfinite(coarse).all(-1)
+    position, sigma, contrast, error = located[:-1, :, :2], located[:-1, :, 2:4], located[:-1, :, 4], located[:-1, :, 5]
+    fitted = np.isfinite(position).all(-1)
+    should = _expected_contrast(np.where(detected, contrast, np.nan))
+    seen = fitted & ~detected & (contrast > _SURE * error)
+    seen &= ~((contrast < _LEAST_SHARE * should) | (contrast > _MOST_SHARE * should))
+    denied = ~detected & (contrast + 3 * error < _LEAST_SHARE * should)
+    # What no frame gives a picture of, although others have one, is not there.
+    has_picture = np.isfinite(contrast).any(axis=1)
+    denied |= ~detected & ~has_picture[:, None] & has_picture.any()
+    kept = np.flatnonzero((detected | seen).sum(axis=1) > denied.sum(axis=1))
+    position = np.where((detected | seen)[..., None], position, np.nan)
+    position = np.where((detected & ~fitted)[..., None], coarse, position)
+    sigma = np.where((seen | (detected & fitted))[..., None], sigma, np.nan)
+    confirmed = candidates.drop_vars(["start", "guessed", "stage"], errors="ignore").assign(
+        position=candidates["position"].copy(data=position), position_sigma=(candidates["position"].dims, sigma))
+    confirmed["stage"] = (("frame", "axis"), located[-1, :, :2])
+    confirmed = confirmed.isel(particle=kept).assign_coords(particle=np.arange(len(kept)), axis=list(AXES))
+    return describe(confirmed, RESULT)
 
 
-def covered_by_others(
-    particle: int, position: np.ndarray, scale: float, contour: np.ndarray, half: int
-) -> np.ndarray:
-    """Where in a particle's window other particles lie, with a rim of two px: (2 half + 1, 2 half + 1) bool."""
-    side, whole = 2 * half + 1, contour.shape[-1]
-    covered = np.zeros((side, side), bool)
-    for other, centre in enumerate(position):
-        if other == particle or not np.isfinite(centre).all():
-            continue
-        # First row and column of the other's outline in this window.
-        first = np.rint((centre - position[particle]) * scale).astype(int) + half - whole // 2
-        low, high = np.maximum(first, 0), np.minimum(first + whole, side)
-        if (low < high).all():
-            here = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-            there = tuple(slice(a - f, b - f) for a, b, f in zip(low, high, first, strict=True))
-            covered[here] |= contour[other][there]
-    return ndimage.binary_dilation(covered, iterations=2) if covered.any() else covered
+def _expected_contrast(contrast: np.ndarray) -> np.ndarray:
+    """Contrast that every particle should have in every frame, as far as others tell: (particles, frames).
+
+    The frame's median over particles, times the particle's own median factor; NaN where nothing is known.
+    """
+    if not contrast.size:
+        return contrast
+    with np.errstate(all="ignore"):
+        frame = _nanmedian(contrast, 0)
+        own = _nanmedian(contrast / frame, 1)
+    return own[:, None] * frame
+
+
+def _nanmedian(values: np.ndarray, axis: int) -> np.ndarray:
+    """Median of what is known; NaN where nothing is."""
+    known = np.isfinite(values).any(axis=axis)
+    filled = np.where(np.expand_dims(known, axis), values, 0)
+    return np.where(known, np.nanmedian(filled, axis=axis), np.nan)

@@ -7,6 +7,8 @@ from xreg.kernels.geometry import pixel_scale, to_reference
 from xreg.kernels.kinematics import common_motion, first_sighting, path_length, position_noise, rates, since_first
 from xreg.schema import AXES, RESULT, describe, validate
 
+#: Part of the frames that must tell the stage's place for the background to define the rigid motion.
+_LEAST_STAGE = 0.5
 _VECTOR = ("particle", "frame", "axis")
 
 
@@ -14,15 +16,17 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     """Measure the motion of every particle.
 
     Positions are first taken to the reference energy, so that an energy-dependent magnification is no motion.
-    Displacement = rigid part + non-rigid part, where the rigid part is what all particles share (stage and
-    optics), from a joint robust fit of all frames and particles (see `kernels.kinematics.common_motion`), or
-    the displacement of one particle that is known not to deform. This computes; it is cheap.
+    Displacement = rigid part + non-rigid part. The rigid part is the motion of the stage as the background shows it,
+    where positions were fitted together with the background; else what all particles share, from a joint robust fit of
+    all frames and particles (see `kernels.kinematics.common_motion`); or the displacement of one particle that is known
+    not to deform. This computes; it is cheap.
 
     Parameters
     ----------
     tracks : Dataset
-        `position` (particle, frame, axis), raw px, NaN where not seen, and if at hand `contrast` (particle, frame), by
-        which the errors are told apart; coordinate `energy` (frame) in eV and,
+        `position` (particle, frame, axis), raw px, NaN where not seen; if at hand `position_sigma`, its standard error,
+        `stage` (frame, axis), place of the background in px at the reference energy, and `contrast` (particle, frame),
+        by which errors that are not known are told apart; coordinate `energy` (frame) in eV and,
         optionally, `time` (frame), datetime64 or seconds; attributes `magnification` ("constant" if absent),
         `pixel_size_nm`, `pixel_size_energy_ev` and, where the magnification changes, `frame_shape` (ny, nx).
     reference_particle : int, optional
@@ -33,8 +37,8 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     motion : Dataset, in memory
         In px at `pixel_size_energy_ev`, NaN where the particle is not seen:
 
-        * `position_sigma` (particle, frame, axis), standard error of the position from the scatter of neighbouring
-          positions (see `kernels.kinematics.position_noise`);
+        * `position_sigma` (particle, frame, axis), standard error of the position, raw px, as given, or else from the
+          scatter of neighbouring positions (see `kernels.kinematics.position_noise`);
         * `displacement` (particle, frame, axis) since the particle's first sighting;
         * `velocity`, px/frame, by central differences over the sightings on either side (one-sided at the first
           and last) with the true number of frames between them, and `acceleration`, px/frame2, likewise (NaN at
@@ -63,9 +67,12 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     rigid, fixed = _rigid(tracks, place, displacement, reference_particle)
     still = since_first(np.broadcast_to(rigid, place.shape), first)
     noise = position_noise(place, tracks["contrast"].values if "contrast" in tracks else None)
+    sigma = np.repeat(noise[..., None], 2, axis=-1)
+    if "position_sigma" in tracks:
+        sigma = np.where(np.isfinite(tracks["position_sigma"].values), tracks["position_sigma"].values, sigma)
     motion = xr.Dataset(
         {
-            "position_sigma": (_VECTOR, np.repeat(noise[..., None], 2, axis=-1)),
+            "position_sigma": (_VECTOR, sigma),
             "displacement": (_VECTOR, displacement),
             "velocity": (_VECTOR, velocity),
             "acceleration": (_VECTOR, acceleration),
@@ -100,16 +107,33 @@ def _reference_position(tracks: xr.Dataset) -> np.ndarray:
 def _rigid(
     tracks: xr.Dataset, place: np.ndarray, displacement: np.ndarray, reference_particle: int | None
 ) -> tuple[np.ndarray, list[int]]:
-    """Rigid motion (frames, 2) and the labels of the particles that define it; none if all do."""
+    """Rigid motion (frames, 2) and the labels of the particles that define it; none if all do, or the background."""
     labels = _particles(tracks)
     if reference_particle is None:
         rigid, undeformed = common_motion(place)
-        return rigid, labels[undeformed].tolist()
+        on_stage = _of_stage(tracks["stage"].values, rigid) if "stage" in tracks else None
+        return (rigid, labels[undeformed].tolist()) if on_stage is None else (on_stage, [])
     row = np.flatnonzero(labels == reference_particle)
     if not row.size:
         msg = f"reference particle {reference_particle} is not tracked; choose one of {labels.tolist()}."
         raise ValueError(msg)
     return displacement[row[0]], [int(reference_particle)]
+
+
+def _of_stage(stage: np.ndarray, shared: np.ndarray) -> np.ndarray | None:
+    """Motion of the stage (frames, 2) since the first frame that shows a particle; None if most frames do not tell.
+
+    In frames that do not tell it the particles' shared motion is used, less what that is off in frames next to them.
+    """
+    usable = np.isfinite(shared).all(-1)
+    known = np.flatnonzero(usable & np.isfinite(stage).all(-1))
+    if known.size <= _LEAST_STAGE * usable.sum() or not known.size:
+        return None
+    every = np.arange(len(stage))
+    off = np.stack([np.interp(every, known, (stage - shared)[known, axis]) for axis in (0, 1)], axis=-1)
+    motion = np.where(np.isfinite(stage), stage, shared + off)
+    motion[~usable] = np.nan
+    return motion - motion[np.flatnonzero(usable)[0]]
 
 
 def _particles(tracks: xr.Dataset) -> np.ndarray:

@@ -1,10 +1,10 @@
 """Making raw stores: a simulated or a beamline's measurement streamed to Zarr, block by block.
 
 The work goes on under ``<raw>.partial`` and gets its final name at the end, so that a store is whole or not there.
+Behind a URL it goes on in its place, which is marked as unfinished until the end.
 """
 
 import functools
-import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xreg import chunks, store
+from xreg import chunks, files, store
 from xreg.schema import FrameStatus
 
 if TYPE_CHECKING:
@@ -60,11 +60,9 @@ def simulate(config: "PhantomConfig", raw: str | Path, truth: str | Path | None 
     _stream(partial(_phantom, config), coordinates, pictures, np.uint16, raw,
             "simulate", workers, scheduler, progress)
     if truth is not None:
-        part = _partial(truth)
-        table = phantom.truth()
-        store.create_group(part)
-        store.write_tables(part, table)
-        os.replace(part, truth)
+        clear(truth)
+        store.write_tables(store.begin(truth), phantom.truth())
+        store.finish(truth)
 
 
 def ingest(source: str | Path, raw: str | Path, *, workers: int | None = None, scheduler: Any = None,
@@ -107,7 +105,7 @@ def ingest(source: str | Path, raw: str | Path, *, workers: int | None = None, s
 
 def refuse_existing(place: str | Path) -> None:
     """Raise ValueError where something is already stored under a name."""
-    if Path(place).exists():
+    if store.exists(place):
         msg = f"{place} exists already; choose another name or delete it."
         raise ValueError(msg)
 
@@ -118,7 +116,8 @@ def _stream(maker: Callable[[], Mapping[str, Callable[[int], np.ndarray]]], coor
     """Create a raw store and fill it; return what could not be read."""
     from xreg.workers import open_pool
 
-    part = _partial(raw)
+    clear(raw)
+    part = store.begin(raw, coordinates.attrs)
     n_frames, *frame = pictures["counts"]
     length = chunks.block_length(n_frames, int(np.prod(frame)),
                                  scan_length=chunks.scan_length(coordinates.scan.values.tolist()))
@@ -127,12 +126,12 @@ def _stream(maker: Callable[[], Mapping[str, Callable[[int], np.ndarray]]], coor
              for block in chunks.frame_blocks(shape[0], length)]
     try:
         with open_pool(workers, scheduler) as pool:
-            faults = _fill(pool, partial(_write, str(part), maker), tasks, stage, progress)
+            faults = _fill(pool, partial(_write, part, maker), tasks, stage, progress)
         _record_faults(part, coordinates, faults)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        clear(raw)
         raise
-    os.replace(part, raw)
+    store.finish(raw)
     return {f"{name} {index}": reason for (name, index), reason in faults.items()}
 
 
@@ -171,7 +170,7 @@ def _write(path: str, maker: Callable, task: tuple[str, chunks.Block]) -> dict[t
     return faults
 
 
-def _record_faults(path: Path, coordinates: "xr.Dataset", faults: dict[tuple[str, int], str]) -> None:
+def _record_faults(path: str, coordinates: "xr.Dataset", faults: dict[tuple[str, int], str]) -> None:
     """Mark frames whose file could be described but not read."""
     frames = [index for name, index in faults if name == "counts"]
     if frames:
@@ -183,13 +182,13 @@ def _record_faults(path: Path, coordinates: "xr.Dataset", faults: dict[tuple[str
         store.write_tables(path, xr.Dataset({"frame_status": ("frame", status)}, attrs=coordinates.attrs))
 
 
-def _partial(place: str | Path) -> Path:
-    """Where a store is made: next to its final name, and nothing is there yet."""
-    part = Path(f"{place}.partial")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    if part.exists():
-        shutil.rmtree(part)
-    return part
+def clear(place: str | Path) -> None:
+    """Remove what an interrupted command has left where a store is to grow; what is whole is never touched."""
+    part = store.growing(place)
+    if not files.is_url(place):
+        shutil.rmtree(part, ignore_errors=True)
+    elif store.is_group(place) and not store.exists(place):
+        files.remove_tree(part)
 
 
 @functools.lru_cache(maxsize=1)

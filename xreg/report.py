@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xreg import plot
-from xreg.evaluate import evaluate
+from xreg.evaluation import evaluate
 from xreg.kernels.scoring import robust_sigma
 from xreg.schema import FitStatus, FrameStatus
 

@@ -27,11 +27,12 @@ def open_result(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there is no such store; for a lazy run also if the raw store has gone or has changed.
+        If there is no such store, or the run has not ended; for a lazy run also if the raw store has gone or changed.
     """
     result = store.open_store(path)
+    store.refuse_unfinished(result.attrs, path)
     if result.attrs.get("lazy"):
-        result = _with_stacks(result, Path(path))
+        result = _with_stacks(result, path)
     return result
 
 
@@ -57,7 +58,7 @@ def failures(result: xr.Dataset) -> list[str]:
     return lines + list(result.attrs.get("failed_tasks", []))
 
 
-def _with_stacks(result: xr.Dataset, path: Path) -> xr.Dataset:
+def _with_stacks(result: xr.Dataset, path: str | Path) -> xr.Dataset:
     """Add `aligned` and the maps to the tracks, from the raw store, without computing anything."""
     from xreg.align import align_stacks
     from xreg.normalize import normalize_frames

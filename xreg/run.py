@@ -6,9 +6,8 @@ third cuts the particles out of every frame, the fourth fits the edge of one par
 small tables is ever held for all frames at once.
 """
 
-import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from xreg import chunks, store
+from xreg import chunks, files, store
 from xreg.barrier import link_particles, measure_tracks
 from xreg.journal import FOLDER, Journal
 from xreg.result import open_result
@@ -60,16 +59,17 @@ def register(
 ) -> xr.Dataset:
     """Register all frames of a raw store and write the result store.
 
-    Work goes on under ``<out>.partial`` and gets its final name at the end. Every finished block leaves a marker there,
-    so that a run that was killed goes on with `resume`. Memory is that of one block of frames per worker, however long
-    the measurement. The answer is the same for every number of workers and every chunking of the raw store.
+    Work goes on under ``<out>.partial`` and gets its final name at the end; behind a URL, where nothing can be renamed,
+    it goes on in its place, which `open_result` refuses to read until the end. Every finished block leaves a marker
+    there, so that a run that was killed goes on with `resume`. Memory is that of one block of frames per worker, for
+    measurements of any length. The answer is the same for every number of workers and every chunking of the raw store.
 
     Parameters
     ----------
     raw : path or URL
         Raw store.
-    out : path
-        Result store to write, on a disk that all workers share.
+    out : path or URL
+        Result store to write, on a disk that all workers share, or behind a URL such as s3://bucket/out.zarr.
     lazy : bool
         Whether to stop after the tracks; `aligned` and the maps are then computed from the raw store when asked for.
     resume : bool
@@ -106,16 +106,22 @@ def register(
     """
     settings = Settings(dict(link or {}), dict(fit or {}), *(str(w) if w else None for w in (detector, refiner)))
     run = _Run.prepare(raw, out, settings, frames=frames, device=device, lazy=lazy)
-    if Path(out).exists() and not resume:
+    if store.exists(out) and not resume:
         msg = f"{out} exists already; choose another name, delete it, or use --resume to try failed blocks again."
         raise ValueError(msg)
     from xreg.workers import open_pool
 
     run.begin(resume)
-    with run.journal.lock():
+    with run.journal.lock() as check:
+
+        def told(stage: str, done: int, total: int) -> None:
+            check()
+            if progress:
+                progress(stage, done, total)
+
         try:
             with open_pool(workers, scheduler) as pool:
-                run.go(pool, progress or (lambda *_: None))
+                run.go(pool, told)
         except OSError as error:
             if isinstance(error, ConnectionError) or error.errno is None:
                 raise
@@ -134,7 +140,7 @@ class _Run:
 
     raw: xr.Dataset
     job: Job
-    out: Path
+    out: str
     settings: Settings
     plan: dict[str, Any]
     first: int
@@ -150,9 +156,6 @@ class _Run:
         from xreg.xanes import edge_settings
 
         choose_device(device)
-        if "://" in str(out):
-            msg = f"{out} is a URL; results are written to a disk that all workers share."
-            raise ValueError(msg)
         whole = store.open_frames(raw)
         first, stop = frame_range(frames, whole.sizes["frame"])
         part = whole.isel(frame=slice(first, stop))
@@ -162,18 +165,18 @@ class _Run:
         weights = {"detector": Weights.of(settings.detector) if settings.detector else shipped("detector"),
                    "refiner": Weights.of(settings.refiner) if settings.refiner else shipped("refiner")}
         example = xr.DataArray(np.empty((0, 0, 0, 0), np.float32), attrs=part.attrs)
-        job = Job(raw=_absolute(raw), out=f"{Path(out).absolute()}.partial", pictures=pictures, first=first,
-                  n_frames=stop - first, block=min(block, stop - first), device=device, **weights,
-                  fit=edge_settings(example, **settings.fit))
+        job = Job(raw=files.absolute(raw), out=store.growing(out), pictures=pictures, first=first,
+                  n_frames=stop - first, block=min(block, stop - first), device=device,
+                  **{name: astuple(w) for name, w in weights.items()}, fit=edge_settings(example, **settings.fit))
         plan = {"input": store.fingerprint(raw), "frames": [first, stop], "block": job.block, "device": device,
                 "settings": {"link": settings.link, "fit": asdict(job.fit)},
                 "weights": {name: w.sha256 for name, w in weights.items()}, "xreg": _version("xreg")}
-        return cls(part, job, Path(out), settings, store.to_plain(plan), first, lazy)
+        return cls(part, job, files.absolute(out), settings, store.to_plain(plan), first, lazy)
 
     @property
-    def part(self) -> Path:
+    def part(self) -> str:
         """Where the result grows until it is complete."""
-        return Path(self.job.out)
+        return self.job.out
 
     @property
     def journal(self) -> Journal:
@@ -185,26 +188,37 @@ class _Run:
 
     def begin(self, resume: bool) -> None:
         """Take up what an earlier run has left, or make a fresh start."""
-        if resume and self.out.exists() and not self.part.exists():
+        if resume and store.exists(self.out) and not self._is_under_way():
             _compare_plans(Journal.of(self.out).plan(), self.plan)
-            os.replace(self.out, self.part)
-        if not self.part.exists():
-            self.part.parent.mkdir(parents=True, exist_ok=True)
+            store.reopen(self.out)
+        elif self._is_first():
+            store.begin(self.out)
+            store.create_group(f"{self.part}/{FOLDER}")
             try:
-                self.part.mkdir()
-            except FileExistsError:
-                pass
-            else:
-                store.create_group(self.part)
-                store.create_group(self.part / FOLDER)
                 self.journal.write_plan(self.plan)
-                return
+            except FileExistsError as error:
+                msg = f"another run is writing {self.part}; wait for it or stop it."
+                raise ValueError(msg) from error
         elif resume:
             _compare_plans(self.journal.plan(), self.plan)
-            return
-        with self.journal.lock():
-            msg = f"{self.part} was left by a run that was interrupted; go on with --resume, or delete it."
-            raise ValueError(msg)
+        else:
+            with self.journal.lock():
+                msg = f"{self.part} was left by a run that was interrupted; go on with --resume, or delete it."
+                raise ValueError(msg)
+
+    def _is_under_way(self) -> bool:
+        """Whether an earlier run, or one that goes on, has left something where the result grows."""
+        return not store.exists(self.out) if files.is_url(self.out) else Path(self.part).exists()
+
+    def _is_first(self) -> bool:
+        """Whether nothing is where the result will grow; of several runs on a disk this is true for one."""
+        if files.is_url(self.out):
+            return not store.is_group(self.part)
+        try:
+            Path(self.part).mkdir(parents=True)
+        except FileExistsError:
+            return False
+        return True
 
     def go(self, pool: "Pool", progress: Progress) -> None:
         """Do all passes; what is done already is checked and left."""
@@ -213,7 +227,7 @@ class _Run:
         if self._pass(pool, "observe", self.blocks, progress):
             for later in ("link", "locate", "measure", "align", "fit"):
                 self.journal.forget(later)
-        if not self.journal.all_done("observe"):
+        if not self.journal.any_done("observe"):
             reason = next(iter(self.journal.failed("observe").values()))
             msg = f"not one block of frames could be worked through: {reason}"
             raise ValueError(msg)
@@ -265,7 +279,7 @@ class _Run:
         from xreg.refine import empty_rois
 
         # The whole measurement is surveyed, so that a part of it gives what it gives within the whole.
-        looked = survey(store.open_frames(self.job.raw, block=1, forgiving=True))
+        looked = survey(self._with_sound_darks(store.open_frames(self.job.raw, block=1, forgiving=True)))
         if looked.choice is not None:
             recipe = looked.choice.recipe[self.first : self.first + self.job.n_frames]
             looked = replace(looked, choice=replace(looked.choice, recipe=recipe))
@@ -283,10 +297,21 @@ class _Run:
             "background": store.Spec(("frame", "coefficient"), (n, 3), np.float32, (block, 3), fill=np.nan),
             "frame_status": store.Spec(("frame",), (n,), np.int8, (block,), fill=int(FrameStatus.FAILED)),
         }
-        store.create_group(self.part / ROI_GROUP)
-        store.create_arrays(self.part / ROI_GROUP, specs)
-        store.write_tables(self.part / ROI_GROUP, self._coordinates())
+        store.create_group(f"{self.part}/{ROI_GROUP}")
+        store.create_arrays(f"{self.part}/{ROI_GROUP}", specs)
+        store.write_tables(f"{self.part}/{ROI_GROUP}", self._coordinates())
         self.journal.mark("setup", "0", {})
+
+    def _with_sound_darks(self, raw: xr.Dataset) -> xr.Dataset:
+        """Leave out darks that are damaged, or not there while others are, and note which."""
+        if "darks" not in raw:
+            return raw
+        darks, damaged = store.read_sound_rows(self.job.raw, "darks", np.arange(raw.sizes["dark"]))
+        empty = ~darks.any(axis=(1, 2))
+        damaged |= empty & (not empty.all())
+        for dark in np.flatnonzero(damaged):
+            self.journal.fail("darks", str(dark), "damaged, left out")
+        return raw.drop_vars("darks") if damaged.all() else raw.isel(dark=~damaged)
 
     def _coordinates(self) -> xr.Dataset:
         """Energy, scan and time of every frame, and its number in the raw store."""
@@ -300,7 +325,8 @@ class _Run:
 
     def finish(self) -> None:
         """Write the run's record into the result and give it its name."""
-        failed = {stage: self.journal.failed(stage) for stage in ("observe", "locate", "align", "fit")}
+        stages = "darks", "flats", "observe", "locate", "align", "fit"
+        failed = {stage: self.journal.failed(stage) for stage in stages}
         tables = store.open_store(self.part)
         status = tables["frame_status"].values.copy()
         for stage in ("observe", "locate", "align"):
@@ -315,7 +341,7 @@ class _Run:
         record = xr.Dataset({"frame_status": ("frame", status, tables["frame_status"].attrs)},
                             attrs={**tables.attrs, **attrs})
         store.write_tables(self.part, record)
-        os.replace(self.part, self.out)
+        store.finish(self.out)
 
 
 def frame_range(frames: str | None, n_frames: int) -> tuple[int, int]:
@@ -358,11 +384,6 @@ def _difference(old: Any, new: Any, name: str = "") -> str:
         return _difference(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
     shown = [str(v)[:12] + "..." if len(str(v)) > 40 else str(v) for v in (old, new)]
     return f"{name} was {shown[0]}, is {shown[1]}".strip()
-
-
-def _absolute(path: str | Path) -> str:
-    """The path as workers with another working folder need it; URLs as they are."""
-    return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
 def _version(package: str) -> str:

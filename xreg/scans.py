@@ -1,5 +1,7 @@
 """Registered stacks cut into their scans: one chunk holds one particle in one scan, however the input was chunked."""
 
+from collections.abc import Iterator
+
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -27,10 +29,11 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     Raises
     ------
     ValueError
-        If the dims are others, a coordinate is missing, or an energy is not a positive number.
+        If the dims are others, a coordinate is missing, an energy is not a positive number, or a scan not a number.
     """
     if stack.dims != ("particle", "frame", "y", "x"):
-        msg = f"the stack has dims {stack.dims}; need ('particle', 'frame', 'y', 'x')."
+        msg = (f"the stack has dims {stack.dims}; need ('particle', 'frame', 'y', 'x'). Choose a single particle or "
+               f"pixel with a list, such as stack.isel(particle=[0]), which keeps the dimension.")
         raise ValueError(msg)
     for name in ("energy", "scan"):
         if name not in stack.coords or stack.coords[name].dims != ("frame",):
@@ -41,6 +44,10 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     # here, in this thread. Nothing else is.
     energy, scan = (stack.coords[name].compute(scheduler="synchronous").values for name in ("energy", "scan"))
     energy = to_electronvolts(energy)
+    if not np.all(np.isfinite(scan)):
+        count = np.count_nonzero(~np.isfinite(scan))
+        msg = f"scan is not finite for {count} frames; need the number of each frame's scan."
+        raise ValueError(msg)
     order = np.argsort(scan, kind="stable")
     if np.any(order[1:] < order[:-1]):
         stack, energy, scan = stack.isel(frame=order), energy[order], scan[order]
@@ -64,3 +71,19 @@ def outline_blocks(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
                f"as the stack has.")
         raise ValueError(msg)
     return contour.astype(bool).chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]
+
+
+def alike(finite: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield groups of pixels that have values at the same energies: rows (n,) bool and columns (integers).
+
+    `finite` (n, pixels) says where a spectrum has a value.
+    """
+    if finite.all():
+        yield np.ones(len(finite), dtype=bool), np.arange(finite.shape[1])
+        return
+    packed = np.ascontiguousarray(np.packbits(finite, axis=0).T)
+    _, first, group = np.unique(packed.view([("", packed.dtype)] * packed.shape[1]).ravel(),
+                                return_index=True, return_inverse=True)
+    order, bounds = np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]
+    for start, columns in zip(first, np.split(order, bounds), strict=True):
+        yield finite[:, start], columns

@@ -97,7 +97,7 @@ NORMALIZED = _table(
              "natural logarithm; negative values are kept; NaN where the detector gave no valid value"),
     Variable("noise", ("frame",), "f", "1", "standard deviation of the optical density in the open background"),
     Variable("background", ("frame", "coefficient"), "f", "1", "offset and tilt that were taken off",
-             "offset at the frame's centre, slope along y and slope along x, optical density per frame height or width"),
+             "offset at the frame's centre, slopes along y and x; optical density per frame height or width"),
     Variable("frame_status", ("frame",), "iu", "1", "whether the frame can be used", "0 is ok"),
 )
 

@@ -2,7 +2,8 @@
 
 All stores are Zarr v3 groups without consolidated metadata (open them with ``xr.open_zarr(path, consolidated=False)``).
 Every chunk carries a checksum, so that a flipped bit is an error and not a number. Writes are whole blocks of the write
-grid, asserted, since two tasks that share a chunk overwrite each other without a word.
+grid, asserted, since two tasks that share a chunk overwrite each other without a word. A place is a path or a URL that
+fsspec knows; every process opens it for itself, and no graph carries a store that is open.
 """
 
 import hashlib
@@ -20,10 +21,13 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError
 
-from xreg import chunks, schema
+from xreg import chunks, files, schema
+from xreg.guard import guarded, open_reader, product
 
 #: Pictures: the only variables of a raw store that are not read whole.
 PICTURES = ("counts", "optical_density", "flats", "darks")
+#: Attribute of a store that is still being made.
+UNFINISHED = "unfinished"
 #: Frames at most that are read to recognise a raw store again.
 _SAMPLED = 6
 
@@ -59,6 +63,50 @@ def to_plain(value: Any) -> Any:
     return str(value)
 
 
+def growing(place: str | Path) -> str:
+    """Where a store is made until it is whole: beside its place on a disk; in its place behind a URL.
+
+    Nothing can be renamed behind a URL. The attribute `UNFINISHED` keeps a store from being read before it is whole.
+    """
+    return files.absolute(place) if files.is_url(place) else f"{files.absolute(place)}.partial"
+
+
+def exists(place: str | Path) -> bool:
+    """Whether there is anything on a disk, or a group behind a URL, that is not unfinished."""
+    if not files.is_url(place):
+        return Path(place).exists()
+    return is_group(place) and UNFINISHED not in zarr.open_group(str(place), mode="r").attrs
+
+
+def is_group(place: str | Path) -> bool:
+    """Whether a Zarr v3 group is at a place."""
+    try:
+        files.stamp(f"{place}/zarr.json")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def begin(place: str | Path, attrs: Mapping[str, object] | None = None) -> str:
+    """Make an empty store that is unfinished; return where it grows."""
+    create_group(growing(place), {**(attrs or {}), UNFINISHED: True})
+    return growing(place)
+
+
+def finish(place: str | Path) -> None:
+    """Declare a store whole and give it its name; the last thing that is done."""
+    del zarr.open_group(growing(place), mode="r+").attrs[UNFINISHED]
+    if not files.is_url(place):
+        os.replace(growing(place), place)
+
+
+def reopen(place: str | Path) -> None:
+    """Take up a store again that was whole: the first thing that is done."""
+    if not files.is_url(place):
+        os.replace(place, growing(place))
+    create_group(growing(place), {UNFINISHED: True})
+
+
 def create_group(path: str | Path, attrs: Mapping[str, object] | None = None) -> None:
     """Create an empty group (and its parents), or add attributes to one that exists."""
     group = zarr.open_group(str(path), mode="a", zarr_format=3)
@@ -83,12 +131,12 @@ def create_arrays(path: str | Path, specs: Mapping[str, Spec]) -> None:
 
 def create_raw(path: str | Path, coordinates: xr.Dataset, pictures: Mapping[str, tuple[int, ...]], dtype: Any,
                block: int) -> None:
-    """Create a raw store: the small variables of `coordinates` written, the pictures empty.
+    """Fill a new group for a raw store: the small variables of `coordinates` written, the pictures empty.
 
     Parameters
     ----------
     path : str or Path
-        Where no store is yet.
+        Where the store grows; see `begin`.
     coordinates : Dataset
         Everything but the pictures, with the store's attributes.
     pictures : mapping of name to shape
@@ -98,7 +146,6 @@ def create_raw(path: str | Path, coordinates: xr.Dataset, pictures: Mapping[str,
     block : int
         Frames per shard: the unit in which pictures must be written.
     """
-    create_group(path, coordinates.attrs)
     first = {"counts": "frame", "optical_density": "frame", "flats": "flat", "darks": "dark"}
     create_arrays(path, {
         name: Spec((first[name], "y", "x"), shape, dtype, (block, *shape[1:]), sharded=True,
@@ -124,12 +171,19 @@ def write_tables(path: str | Path, tables: xr.Dataset) -> None:
     plain.load().to_zarr(str(path), mode="a", consolidated=False, zarr_format=3)
 
 
+def clear_arrays(path: str | Path) -> None:
+    """Delete all arrays of a group; its groups and attributes stay."""
+    group = zarr.open_group(str(path), mode="a", zarr_format=3)
+    for name in list(group.array_keys()):
+        del group[name]
+
+
 # -- reading and writing blocks --------------------------------------------------------------------------------------
 
 
 def write_block(path: str | Path, name: str, start: tuple[int, ...], block: np.ndarray) -> None:
     """Write one whole block of the write grid; chunks that hold nothing but the fill value are not stored."""
-    array = zarr.open_array(str(path), path=name, mode="r+")
+    array = zarr.open_array(str(path), path=name, mode="r+", zarr_format=3)
     region = tuple(slice(s, s + n) for s, n in zip(start, block.shape, strict=True))
     grid = array.shards or array.chunks
     assert chunks.is_aligned(region, array.shape, grid), f"{name}: region {region} is not on the write grid {grid}"
@@ -146,7 +200,7 @@ def read_block(path: str | Path, name: str, region: slice | tuple) -> np.ndarray
         If a chunk is damaged; the sentence names the array and the region.
     """
     try:
-        return np.asarray(zarr.open_array(str(path), path=name, mode="r")[region])
+        return np.asarray(_open_array(path, name)[region])
     except (ValueError, RuntimeError, BaseZarrError) as error:
         msg = f"{name}{_brackets(region)} of {path} cannot be read, its data are damaged ({error})."
         raise OSError(msg) from error
@@ -154,19 +208,28 @@ def read_block(path: str | Path, name: str, region: slice | tuple) -> np.ndarray
 
 def declared(path: str | Path, name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of an array."""
-    array = zarr.open_array(str(path), path=name, mode="r")
+    array = _open_array(path, name)
     return array.shape, array.dtype
 
 
 def chunk_length(path: str | Path, name: str) -> int:
     """Rows along the first axis that are decoded together."""
-    return zarr.open_array(str(path), path=name, mode="r").chunks[0]
+    return _open_array(path, name).chunks[0]
 
 
 def missing_chunks(path: str | Path, name: str) -> int:
     """Number of chunks that are not stored and so read as the fill value."""
-    array = zarr.open_array(str(path), path=name, mode="r")
+    array = _open_array(path, name)
     return max(0, array.nchunks - array.nchunks_initialized)
+
+
+def _open_array(path: str | Path, name: str) -> zarr.Array:
+    """An array for reading, of either format, opened anew."""
+    reader = open_reader(str(path))
+    try:
+        return guarded(zarr.open_array(reader, path=name, mode="r", zarr_format=3))
+    except (BaseZarrError, FileNotFoundError):
+        return guarded(zarr.open_array(reader, path=name, mode="r", zarr_format=2))
 
 
 def read_rows(path: str | Path, name: str, rows: Iterable[int]) -> np.ndarray:
@@ -178,19 +241,33 @@ def read_rows(path: str | Path, name: str, rows: Iterable[int]) -> np.ndarray:
 
 
 def read_sound_rows(path: str | Path, name: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows as `read_rows` gives them, zeros for those that are damaged, and which those are."""
+    """Rows as `read_rows` gives them, zeros for those that are damaged, and which those are.
+
+    Raises
+    ------
+    OSError
+        If a server does not answer: that is no damage, and another time it may.
+    """
     damaged = np.zeros(len(rows), bool)
     try:
         return read_rows(path, name, rows), damaged
-    except OSError:
+    except OSError as error:
+        _refuse_outage(path, error)
         shape, dtype = declared(path, name)
     pictures = np.zeros((len(rows), *shape[1:]), dtype)
     for k, row in enumerate(rows):
         try:
             pictures[k] = read_block(path, name, int(row))
-        except OSError:
+        except OSError as error:
+            _refuse_outage(path, error)
             damaged[k] = True
     return pictures, damaged
+
+
+def _refuse_outage(path: str | Path, error: OSError) -> None:
+    """Raise errors of a connection on; those of `read_block` and of disks are damage."""
+    if files.is_url(path) and error.errno is not None:
+        raise error
 
 
 def _brackets(region: slice | tuple) -> str:
@@ -227,12 +304,16 @@ def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool =
     """
     group = _open_group(path)
     _check_declared(group, path)
+    refuse_unfinished(group.attrs, path)
     try:
-        ds = xr.open_zarr(str(path), chunks=None, consolidated=False, mask_and_scale=False)
+        ds = xr.open_zarr(open_reader(str(path)), chunks=None, consolidated=False, mask_and_scale=False)
     except (ValueError, KeyError) as error:
         msg = f"{path} is not a readable raw store: {error}"
         raise ValueError(msg) from error
     small = [n for n in ds.variables if n not in PICTURES]
+    for name in small:
+        # xarray reads them without looking first.
+        read_block(path, str(name), ...)
     for name in ds.variables:
         ds[name].attrs.pop("_FillValue", None)
     ds = ds.assign({n: ds[n].load() for n in small if n in ds.data_vars})
@@ -252,39 +333,66 @@ def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool =
     block = block or chunks.block_length(
         n_frames, int(np.prod(frame)), scan_length=chunks.scan_length(ds.scan.values.tolist()), read_chunk=read_chunk)
     for name in PICTURES:
-        if name in ds and forgiving:
-            ds[name] = ds[name].copy(data=_forgiving(path, name, ds[name], block))
-        elif name in ds:
-            ds[name] = ds[name].chunk({ds[name].dims[0]: block, "y": -1, "x": -1})
+        if name in ds:
+            grid = (block, *ds[name].shape[1:])
+            ds[name] = ds[name].copy(data=Stored.of(path, name, ds[name], forgiving).lazy(grid))
     ds.attrs["source"] = str(path)
     return ds
 
 
-def _forgiving(path: str | Path, name: str, like: xr.DataArray, block: int) -> da.Array:
-    """Pictures in blocks, zeros where they are damaged."""
-    lengths = tuple(len(b) for b in chunks.frame_blocks(like.shape[0], block)) if like.shape[0] else (0,)
-    return da.map_blocks(_sound_pictures, path=str(path), variable=name, length=block, dtype=like.dtype,
-                         chunks=(lengths, *((n,) for n in like.shape[1:])), meta=np.empty((0, 0, 0), like.dtype))
+@dataclass(frozen=True)
+class Stored:
+    """An array known by its place, which every process opens for itself; a graph holds nothing but these names."""
 
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    forgiving: bool = False
 
-def _sound_pictures(path: str, variable: str, length: int, block_id: tuple[int, ...]) -> np.ndarray:
-    n = declared(path, variable)[0][0]
-    return read_sound_rows(path, variable, np.arange(block_id[0] * length, min((block_id[0] + 1) * length, n)))[0]
+    @classmethod
+    def of(cls, path: str | Path, name: str, like: xr.DataArray | xr.Variable, forgiving: bool = False) -> "Stored":
+        """The stored array that `like` has been opened from."""
+        return cls(files.absolute(path), str(name), like.shape, like.dtype, forgiving)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __getitem__(self, key: tuple[slice | int, ...]) -> np.ndarray:
+        if not self.forgiving:
+            return read_block(self.path, self.name, key)
+        first, *others = key if isinstance(key, tuple) else (key,)
+        rows = np.arange(self.shape[0])[first]
+        pictures, _ = read_sound_rows(self.path, self.name, np.sort(np.atleast_1d(rows)))
+        pictures = pictures[0] if np.ndim(rows) == 0 else pictures[:: -1 if len(rows) > 1 and rows[0] > rows[1] else 1]
+        return pictures[(*(() if np.ndim(rows) == 0 else (slice(None),)), *others)]
+
+    def lazy(self, grid: tuple[int, ...]) -> da.Array:
+        """Dask array in chunks of the given lengths."""
+        return da.from_array(self, chunks=tuple(max(g, 1) for g in grid), name=False, lock=False, fancy=False,
+                             meta=np.empty((0,) * self.ndim, self.dtype))
 
 
 def open_store(path: str | Path) -> xr.Dataset:
     """Open a result, a truth or a group of working tables.
 
-    Pictures, stacks and maps, and tables of regions, are dask-backed in their stored chunks; the rest is in memory.
+    Pictures, stacks, maps and tables of regions are dask-backed in their stored chunks, of which tables of long
+    measurements join several; the rest is in memory.
     """
-    _open_group(path)
-    ds = xr.open_zarr(str(path), chunks=None, consolidated=False, mask_and_scale=False)
+    _check_declared(_open_group(path), path)
+    ds = xr.open_zarr(open_reader(str(path)), chunks=None, consolidated=False, mask_and_scale=False)
     read = {}
     for name, array in ds.variables.items():
         array.attrs.pop("_FillValue", None)
         if {"y", "x"} <= set(array.dims) or "roi" in array.dims:
-            read[name] = array.chunk(array.encoding["preferred_chunks"])
+            grid = [array.encoding["preferred_chunks"].get(dim, 1) for dim in array.dims]
+            if "roi" in array.dims:
+                grid[0] *= chunks.joined(array.shape[0], grid[0], product(array.shape[1:]) * array.dtype.itemsize)
+            read[name] = array.copy(data=Stored.of(path, str(name), array).lazy(tuple(grid)))
         elif name not in ds.indexes:
+            read_block(path, str(name), ...)
             read[name] = array.load()
     ds = ds.assign(read).set_coords([n for n in ("energy", "scan", "time") if n in ds])
     if "axis" in ds.coords:
@@ -292,13 +400,22 @@ def open_store(path: str | Path) -> xr.Dataset:
     return ds
 
 
+def refuse_unfinished(attrs: Mapping[str, object], path: str | Path) -> None:
+    """Raise ValueError for a store that is still being made."""
+    if UNFINISHED in attrs:
+        msg = f"{path} is not finished; let the command that makes it end, or run that again."
+        raise ValueError(msg)
+
+
 def _open_group(path: str | Path) -> zarr.Group:
     """The group at a path; a sentence instead of Zarr's exceptions where there is none."""
-    if "://" not in str(path) and not Path(path).exists():
+    if not files.is_url(path) and not Path(path).exists():
         msg = f"there is no Zarr store at {path}."
         raise ValueError(msg)
+    if files.is_url(path):
+        files.names(str(path))  # says it in one sentence where nothing answers
     try:
-        return zarr.open_group(str(path), mode="r")
+        return zarr.open_group(open_reader(str(path)), mode="r")
     except (BaseZarrError, FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         msg = f"{path} is not a Zarr group ({type(error).__name__}); give a store that xreg ingest or simulate wrote."
         raise ValueError(msg) from error
@@ -307,12 +424,14 @@ def _open_group(path: str | Path) -> zarr.Group:
 def _check_declared(group: zarr.Group, path: str | Path) -> None:
     """Refuse shapes and chunks beyond all limits before anything builds on them."""
     for name, array in group.arrays():
-        pixels = int(np.prod(array.shape[1:], dtype=object))
-        rows = array.shape[0] if array.shape else 0
-        chunk = int(np.prod(array.chunks, dtype=object)) * array.dtype.itemsize
-        if pixels > chunks.MAX_FRAME_PIXELS or rows > chunks.MAX_FRAMES or chunk > chunks.MAX_CHUNK_BYTES:
+        size = array.dtype.itemsize
+        pixels = product(array.shape[-2:]) if array.ndim > 2 else 1
+        whole = product(array.shape) * size if name in ("darks",) or array.ndim < 3 else 0
+        if (pixels > chunks.MAX_FRAME_PIXELS or max(array.shape, default=0) > chunks.MAX_FRAMES
+                or product(array.chunks) * size > chunks.MAX_CHUNK_BYTES or whole > chunks.MAX_TABLE_BYTES):
             msg = (f"{name} in {path} declares shape {array.shape} in chunks of {array.chunks}, beyond the limits "
-                   f"({chunks.MAX_FRAME_PIXELS} pixels per frame, {chunks.MAX_CHUNK_BYTES // 2**20} MiB per chunk).")
+                   f"({chunks.MAX_FRAME_PIXELS} pixels per frame, {chunks.MAX_CHUNK_BYTES // 2**20} MiB per chunk, "
+                   f"{chunks.MAX_TABLE_BYTES // 2**20} MiB of darks or of a table).")
             raise ValueError(msg)
 
 
@@ -335,33 +454,24 @@ def fingerprint(path: str | Path) -> dict[str, str]:
     """What a raw store is recognised by.
 
     `content` (metadata, all small variables and a few frames) stays the same when a store is copied elsewhere; `files`
-    (names, sizes and times of change of its files; empty for a URL) tells any change in place.
+    (names, sizes and times of change, or entity tags, of its files) tells any change in place.
     """
     group = _open_group(path)
     parts: list[Any] = []
     for name, array in sorted(group.arrays()):
         parts.append([name, array.shape, str(array.dtype)])
         if name not in PICTURES:
-            parts.append(np.asarray(array[...]))
+            parts.append(read_block(path, name, ...))
         elif array.shape[0]:
             rows = np.unique(np.linspace(0, array.shape[0] - 1, _SAMPLED).astype(int))
-            parts.extend(_readable(array, row) for row in rows)
-    return {"content": digest(*parts), "files": "" if "://" in str(path) else digest(list(_files(Path(path))))}
+            parts.extend(_readable(path, name, row) for row in rows)
+    return {"content": digest(*parts), "files": digest(files.listing(str(path)))}
 
 
-def _readable(array: zarr.Array, row: int) -> Any:
+def _readable(path: str | Path, name: str, row: int) -> Any:
     """One row, or a word for it where it is damaged: a damaged frame must not keep the others from being used."""
     try:
-        return np.asarray(array[row])
-    except (ValueError, RuntimeError, OSError) as error:
-        return f"damaged: {type(error).__name__}"
-
-
-def _files(root: Path) -> Iterable[tuple[str, int, int]]:
-    """Relative name, size and time of change of every file of a store, in order."""
-    for folder, names, files in os.walk(root):
-        names.sort()
-        for file in sorted(files):
-            place = Path(folder, file)
-            stat = place.stat()
-            yield str(place.relative_to(root)), stat.st_size, stat.st_mtime_ns
+        return read_block(path, name, int(row))
+    except OSError as error:
+        _refuse_outage(path, error)
+        return "damaged"

@@ -8,7 +8,6 @@ the length of a block and no answer on how frames were grouped.
 import errno
 import functools
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -17,18 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xreg import chunks, store
+from xreg import chunks, files, store
 from xreg.journal import FOLDER, Journal
 from xreg.schema import ROIS, FrameStatus
 
 if TYPE_CHECKING:
     from xreg.kernels.edge import EdgeSettings
-    from xreg.kernels.subpixel import Template
-    from xreg.models.weights import Weights
+    from xreg.kernels.layers import Layers
     from xreg.normalize import Illumination
 
 #: Errors that say that the disk, not a block, is at fault: the run stops and can go on later.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 #: Errors that say that the program is at fault.
 _OURS = (AssertionError, AttributeError, ImportError, NameError, NotImplementedError, TypeError)
 #: Windows of one block that are in memory at a time.
@@ -37,17 +35,19 @@ _WINDOW_BYTES = 128 * chunks.MIB
 _STEP_FRAMES, _STEP_FLATS = 8, 32
 #: Group of the result store that holds the table of regions.
 ROI_GROUP = "rois"
-#: Centres of mass by particle, beside the table of regions, and the positions that are fitted from them.
-COARSE, LOCATED = "coarse_position", f"{ROI_GROUP}/located"
+#: Group of what linking gives, before every frame has been asked about it, and what the frames say.
+CANDIDATES = "candidates"
+LOCATED = f"{CANDIDATES}/located"
 
 _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a task must know, in plain values.
+    """All that a task must know, in plain values: a scheduler, which unpickles it, needs no torch.
 
-    `first` is the raw store's frame with which the run begins; frames and blocks are counted from it.
+    `first` is the raw store's frame with which the run begins; frames and blocks are counted from it. `detector` and
+    `refiner` are path and sha256 of weights.
     """
 
     raw: str
@@ -57,8 +57,8 @@ class Job:
     n_frames: int
     block: int
     device: str
-    detector: "Weights"
-    refiner: "Weights"
+    detector: tuple[str, str]
+    refiner: tuple[str, str]
     fit: "EdgeSettings"
 
     @property
@@ -83,7 +83,7 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
     ----------
     job : Job
         The run that the task belongs to.
-    stage : {"observe", "align", "fit"}
+    stage : {"observe", "locate", "align", "fit"}
         What to do.
     task : Block or (particle, scan)
         Where to do it; see the functions of these names.
@@ -164,15 +164,17 @@ def _canonical(array: np.ndarray) -> np.ndarray:
 def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
     """Normalise a block's frames, find and refine their regions: the block's rows of the table of regions."""
     from xreg.detect import detect_block
+    from xreg.models.weights import Weights
     from xreg.refine import empty_rois, refine_block
 
+    detector, refiner = Weights(*job.detector), Weights(*job.refiner)
     table, frames = [], []
     for frame in _normalized(job, block):
         rows = empty_rois(1)
         if frame.status == FrameStatus.OK:
             density, noise = frame.optical_density[None], np.array([frame.noise])
-            found = detect_block(density, device=job.device, weights=job.detector)
-            rows = refine_block(density, found, noise, device=job.device, weights=job.refiner)
+            found = detect_block(density, device=job.device, weights=detector)
+            rows = refine_block(density, found, noise, device=job.device, weights=refiner)
         table.append(rows)
         frames.append((frame.noise, frame.background, frame.status))
     rows = np.concatenate(table)
@@ -185,17 +187,20 @@ def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
 
 
 def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
-    """Fit all particles of a block's frames to their templates: their positions to a fraction of a pixel."""
-    from xreg.locate import locate_frame
+    """Fit stage and particles of a block's frames to the layers: their places to a fraction of a pixel."""
+    from xreg.locate import locate_block
 
-    position = store.read_block(job.out, f"{ROI_GROUP}/{COARSE}", (slice(None), block.region))
-    scale = store.read_block(job.out, "scale", block.region)
-    contour = store.read_block(job.out, "contour", ...)
-    templates = load_templates(job.out)
+    start, guessed = (store.read_block(job.out, f"{CANDIDATES}/{name}", (slice(None), block.region))
+                      for name in ("start", "guessed"))
+    stage, scale = (store.read_block(job.out, f"{CANDIDATES}/{name}", block.region) for name in ("stage", "scale"))
+    layers = load_layers(job.out)
+    rows = np.full((len(start) + 1, len(block), 6), np.nan)
     for k, frame in enumerate(_normalized(job, block)):
         if frame.status == FrameStatus.OK:
-            position[:, k] = locate_frame(frame.optical_density, position[:, k], float(scale[k]), contour, templates)
-    yield Piece(LOCATED, (0, block.start, 0), position)
+            part = slice(k, k + 1)
+            rows[:, part] = locate_block(frame.optical_density[None], start[:, part], guessed[:, part], stage[part],
+                                         scale[part], layers)
+    yield Piece(LOCATED, (0, block.start, 0), rows)
 
 
 def align(job: Job, block: chunks.Block) -> Iterator[Piece]:
@@ -263,6 +268,8 @@ def _normalized(job: Job, block: chunks.Block) -> Iterator[Frame]:
         else:
             chosen, weights = setup.illumination.choice.needed(part)
             flats, unreadable = store.read_sound_rows(job.raw, "flats", chosen)
+            for flat in chosen[unreadable | ~flats.any(axis=(1, 2))]:
+                job.journal.fail("flats", str(flat), "damaged, left out")
             made = normalize_block(
                 counts[rows], flats, np.where(unreadable, np.float32(0), weights), setup.illumination,
                 None if setup.exposure is None else setup.exposure[part],
@@ -320,25 +327,21 @@ def save_setup(out: str | Path, setup: Setup) -> None:
         arrays |= {"recipe": choice.recipe, "lengths": np.array([len(f) for f in choice.flats], int),
                    "flats": np.concatenate([empty, *choice.flats]).astype(int),
                    "weights": np.concatenate([empty, *choice.weights]).astype(np.float32)}
-    place = Path(out, FOLDER, "setup.npz")
-    part = place.with_name("setup.part.npz")
-    np.savez_compressed(part, **arrays)
-    os.replace(part, place)
+    files.save_arrays(f"{out}/{FOLDER}/setup.npz", **arrays)
 
 
 def load_setup(out: str | Path) -> Setup:
     """Setup of a run, read once per process."""
-    place = Path(out, FOLDER, "setup.npz")
+    place = f"{out}/{FOLDER}/setup.npz"
     with _lock:
-        return _read_setup(str(place), place.stat().st_mtime_ns)
+        return _read_setup(place, files.stamp(place))
 
 
 @functools.lru_cache(maxsize=2)
-def _read_setup(place: str, changed: int) -> Setup:
+def _read_setup(place: str, changed: str) -> Setup:
     from xreg.normalize import FlatChoice, Illumination
 
-    with np.load(place, allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = files.load_arrays(place)
     choice = None
     if "recipe" in arrays:
         ends = np.cumsum(arrays["lengths"])[:-1]
@@ -349,24 +352,21 @@ def _read_setup(place: str, changed: int) -> Setup:
                  arrays.get("flat_exposure"))
 
 
-def save_templates(out: str | Path, pictures: np.ndarray) -> None:
-    """Write the particles' mean pictures, (particle, y, x) float32, all NaN for none, where all tasks find them."""
-    place = Path(out, FOLDER, "templates.npz")
-    part = place.with_name("templates.part.npz")
-    np.savez_compressed(part, pictures=pictures.astype(np.float32))
-    os.replace(part, place)
+def save_layers(out: str | Path, layers: "Layers") -> None:
+    """Write background and templates where all tasks find them."""
+    files.save_arrays(f"{out}/{FOLDER}/layers.npz", **{f.name: getattr(layers, f.name) for f in fields(layers)})
 
 
-def load_templates(out: str | Path) -> "list[Template | None]":
-    """Templates of a run, made once per process from the mean pictures and the outlines."""
-    place = Path(out, FOLDER, "templates.npz")
+def load_layers(out: str | Path) -> "Layers":
+    """Layers of a run, read once per process."""
+    place = f"{out}/{FOLDER}/layers.npz"
     with _lock:
-        return _read_templates(str(out), place.stat().st_mtime_ns)
+        return _read_layers(place, files.stamp(place))
 
 
 @functools.lru_cache(maxsize=2)
-def _read_templates(out: str, changed: int) -> "list[Template | None]":
-    from xreg.locate import templates_of
+def _read_layers(place: str, changed: str) -> "Layers":
+    from xreg.kernels.layers import Layers
 
-    with np.load(Path(out, FOLDER, "templates.npz"), allow_pickle=False) as file:
-        return templates_of(file["pictures"], store.read_block(out, "contour", ...))
+    arrays = files.load_arrays(place)
+    return Layers(**{name: array.item() if array.ndim == 0 else array for name, array in arrays.items()})

@@ -8,24 +8,27 @@ import contextlib
 import itertools
 import logging
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import dask
-from distributed import CancelledError, Client, LocalCluster, as_completed
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed
 from distributed.comm import CommClosedError
 
 from xreg import chunks
 
 #: A task whose result is lost (its cluster was restarted) is handed out again this many times.
 _RETRIES = 3
+#: Workers come and go; their number is asked for at most this often (s).
+_COUNTED_EVERY = 2.0
 #: Dask tells worker processes to give every freed byte back to the system. Frames are freed and taken again all the
 #: time, and each time the system would have to clear the pages: a third of all CPU time. Blocks of up to 32 MiB are
 #: kept for the next frame instead.
-_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(256 * chunks.MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * chunks.MIB),
-           "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(256 * chunks.MIB), "MALLOC_MMAP_THRESHOLD_": str(32 * chunks.MIB),
+                      "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -38,34 +41,58 @@ class Lost:
 class Pool:
     """Workers of a Dask client, kept busy with a bounded number of tasks."""
 
-    def __init__(self, client: Client, workers: int):
-        self.client, self.workers = client, workers
+    def __init__(self, client: Client):
+        self.client = client
+        self._counted, self._threads = float("-inf"), 1
+
+    @property
+    def workers(self) -> int:
+        """Threads of all workers that are there now, at least 1: those of a batch system come one by one."""
+        if time.monotonic() - self._counted > _COUNTED_EVERY:
+            self._threads = max(sum(self.client.nthreads().values()), 1)
+            self._counted = time.monotonic()
+        return self._threads
 
     def each(self, function: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (task, outcome) in the order in which tasks end; outcome is `function(task)`, or `Lost`."""
+        suspects = []
+        for task, outcome in self._hand_out(function, tasks):
+            if isinstance(outcome, Lost) and isinstance(outcome.error, KilledWorker):
+                suspects.append(task)
+            else:
+                yield task, outcome
+        # Dask blames a worker's death on all tasks that it held. One at a time, only those that kill it are lost.
+        yield from self._hand_out(function, suspects, at_a_time=1)
+
+    def _hand_out(self, function: Callable[[Any], Any], tasks: Iterable[Any],
+                  at_a_time: int | None = None) -> Iterator[tuple[Any, Any]]:
+        """Yield (task, outcome) of tasks of which some are handed out at a time, by default as many as workers need."""
         waiting, run = iter(tasks), uuid.uuid4().hex[:8]
         numbers = itertools.count()
         running: dict[str, tuple[Any, Any, int]] = {}
         ended = as_completed(loop=self.client.loop)
 
-        def hand_out(task: Any, attempt: int = 0) -> None:
+        def submit(task: Any, attempt: int = 0) -> None:
             key = f"{_name(function)}-{run}-{next(numbers)}"
             future = self.client.submit(function, task, key=key, pure=False)
             running[key] = (future, task, attempt)
             ended.add(future)
 
-        for task in itertools.islice(waiting, chunks.in_flight(self.workers)):
-            hand_out(task)
+        def top_up() -> None:
+            most = at_a_time or chunks.in_flight(self.workers)
+            for task in itertools.islice(waiting, max(most - len(running), 0)):
+                submit(task)
+
+        top_up()
         for future in ended:
             _, task, attempt = running.pop(future.key)
             lost = future.status not in ("finished", "error")
             outcome = self._outcome(future, lost)
             future.release()
             if lost and attempt < _RETRIES and self.client.status == "running":
-                hand_out(task, attempt + 1)
+                submit(task, attempt + 1)
                 continue
-            for task_to_come in itertools.islice(waiting, 1):
-                hand_out(task_to_come)
+            top_up()
             yield task, outcome
 
     def _outcome(self, future: Any, lost: bool) -> Any:
@@ -107,9 +134,8 @@ def open_pool(workers: int | None = None, scheduler: str | Client | None = None)
         client = scheduler if isinstance(scheduler, Client) else stack.enter_context(_connect(workers, scheduler))
         # Not dask.config.set(scheduler=client): a nanny pickles the configuration when it starts a worker anew.
         stack.enter_context(client.as_current())
-        threads = sum(w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values())
         with _told_when_lost(client):
-            yield Pool(client, max(threads, 1))
+            yield Pool(client)
 
 
 @contextlib.contextmanager
@@ -139,7 +165,7 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Client]:
     common = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0", "memory_limit": 0,
               "silence_logs": logging.ERROR}
     if workers:
-        with dask.config.set({"distributed.nanny.pre-spawn-environ": _MEMORY}):
+        with dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}):
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, host="127.0.0.1", **common)
     else:
         cluster = LocalCluster(n_workers=1, threads_per_worker=cores(), processes=False, **common)

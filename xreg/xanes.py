@@ -5,6 +5,7 @@ pixel the shapes of the lines below and above the edge; so the input is rechunke
 every chunking. Asking for one particle of one scan reads the chunks of that particle and scan alone.
 """
 
+import warnings
 from dataclasses import replace
 
 import dask.array as da
@@ -13,9 +14,11 @@ import xarray as xr
 
 from xreg.kernels import edge
 from xreg.kernels.operators import DEFINITIONS, OUTSIDE, TOO_FEW_ENERGIES, EdgeSettings, fix_ranges
-from xreg.kernels.preedge import merge_repeats, resolve_ranges, to_electronvolts
-from xreg.scans import by_scan, outline_blocks
+from xreg.kernels.preedge import merge_repeats, resolve_ranges, to_electronvolts, warn_of_changes
+from xreg.scans import alike, by_scan, outline_blocks
 from xreg.schema import RESULT, FitStatus, flag_attrs
+
+_SAMPLE = 500    # pixels at most from which the slow disturbances of a particle are measured
 
 #: Tabulated energies (eV) of absorption edges that hard X-ray microscopes use, J. A. Bearden and A. F. Burr 1967,
 #: doi:10.1103/RevModPhys.39.125.
@@ -40,9 +43,10 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
         Where each particle is; elsewhere nothing is fitted. By default every pixel is.
     **settings
         Fields of `EdgeSettings`: `definition` ("half_step" unless told otherwise), `also` (further named energies),
-        `e0`, `pre1`, `pre2`, `norm1`, `norm2`, `nnorm`, `nvict` with Larch's meaning, `slope` ("particle" or "pixel"),
-        and the limits of a fit. Without `e0` the tabulated edge of the attributes `element` and `edge` is taken, and
-        without those the largest derivative of each particle's mean spectrum.
+        `e0`, `pre1`, `pre2`, `norm1`, `norm2`, `nnorm`, `nvict` with Larch's meaning, `slope` ("particle" or
+        "pixel"), and the limits of a fit. Without `e0` the tabulated edge of the attributes `element` and `edge` is
+        taken, and without those the largest derivative of each particle's mean spectrum. Tabulated edges are those of
+        the elements; an oxide's lies higher (nickel's by 9 to 14 eV), and ranges that shall count from there need `e0`.
 
     Returns
     -------
@@ -56,9 +60,14 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
     ValueError
         If dims or coordinates are not as above, a setting is unknown, or `e0` lies outside all scans' energies.
 
+    Warns
+    -----
+    UserWarning
+        If the energies forbid a given range, so that another is used, or the element's edge is not tabulated.
+
     Notes
     -----
-    One task per particle and scan; a task holds that block once in float32, and batches of 4096 spectra in float64.
+    One task per particle and scan; a task holds that block once in float32, and batches of 1024 spectra in float64.
     Scans with too few energies for a fit, such as two, give NaN and the status `too_few_energies`.
     """
     settings = edge_settings(aligned, **settings)
@@ -149,10 +158,18 @@ def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
         msg = f"fit settings have no {unknown}; choose from {', '.join(known)}."
         raise ValueError(msg)
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
+    if isinstance(settings.get("also"), str):
+        settings["also"] = (settings["also"],)
     chosen = EdgeSettings(**settings)
     if chosen.e0 is not None:
         return replace(chosen, e0=float(to_electronvolts(np.array([chosen.e0]))[0]))
-    return replace(chosen, e0=EDGES.get((aligned.attrs.get("element"), aligned.attrs.get("edge"))))
+    element, line = (str(aligned.attrs.get(name, "")) for name in ("element", "edge"))
+    tabulated = EDGES.get((element.capitalize(), line.upper()))
+    if tabulated is None and element:
+        msg = (f"the edge {element} {line} is not tabulated here, so the largest derivative of each particle's mean "
+               f"spectrum serves as e0; give e0 to fix it.")
+        warnings.warn(msg, stacklevel=3)
+    return replace(chosen, e0=tabulated)
 
 
 def _resolved(settings: EdgeSettings, energies: tuple[np.ndarray, ...]) -> dict[str, object]:
@@ -169,6 +186,9 @@ def _resolved(settings: EdgeSettings, energies: tuple[np.ndarray, ...]) -> dict[
     attrs = {"e0": settings.e0, "slope": settings.slope, "nvict": settings.nvict}
     ranges = [resolve_ranges(g, settings.e0, **settings.ranges) if ok else None
               for g, ok in zip(grids, inside, strict=True)]
+    for grid, used in zip(grids, ranges, strict=True):
+        if used is not None:
+            warn_of_changes(settings.ranges, used, grid)
     for name in ("pre1", "pre2", "norm1", "norm2", "nnorm"):
         values = [float("nan") if r is None else getattr(r, name) for r in ranges]
         attrs[name] = values[0] if len(set(values)) == 1 else values
@@ -204,14 +224,17 @@ def _normalize_task(aligned, contour=None, *, energies, settings, flat, block_id
         fixed = fix_ranges(grid, mean, settings)
         if not isinstance(fixed, EdgeSettings):
             continue
+        target = out[p].reshape(len(energy), -1)
+        if contour is None and finite.all() and np.array_equal(grid, energy):
+            edge.normalize_spectra(grid, spectra, fixed, mean, flat, target)
+            continue
         norm = np.full(spectra.shape, np.nan, dtype=np.float32)
-        for rows, columns in _alike(finite):
+        for rows, columns in alike(finite):
             if rows.sum() >= 5:
                 part = _part(spectra, rows, columns)
-                values, _ = edge.normalize_spectra(grid[rows], part, fixed, mean[rows], flat, np.float32)
-                norm[np.ix_(rows, columns)] = values
+                norm[np.ix_(rows, columns)], _ = edge.normalize_spectra(grid[rows], part, fixed, mean[rows], flat)
         where = np.abs(energy[:, None] - grid).argmin(axis=1)  # repeats share their average's place
-        out[p].reshape(len(energy), -1)[:, inside] = norm[where]
+        target[:, inside] = norm[where]
     return out
 
 
@@ -230,47 +253,37 @@ def _particles(aligned: np.ndarray, energy: np.ndarray, contour: np.ndarray | No
 def _fit_particle(energy: np.ndarray, spectra: np.ndarray, settings: EdgeSettings) -> dict[str, np.ndarray]:
     """Fit all pixels of one particle in one scan, those with the same missing energies together."""
     finite = np.isfinite(spectra)
-    mean, count = _mean_spectrum(spectra, finite)
+    mean, core = _mean_spectrum(spectra, finite)
     fixed = fix_ranges(energy, mean, settings)
     if not isinstance(fixed, EdgeSettings):
         return edge.blank_fit(spectra.shape[1:], settings, fixed)
+    known, sample = np.isfinite(mean), core[:: 1 + len(core) // _SAMPLE]
+    drift = edge.drift_variance(energy[known], spectra[np.ix_(known, sample)], mean[known], fixed)
     out = edge.blank_fit(spectra.shape[1:], settings, TOO_FEW_ENERGIES)
-    for rows, columns in _alike(finite):
+    for rows, columns in alike(finite):
         if rows.sum() >= 5:
             part = _part(spectra, rows, columns)
-            for name, values in edge.edge_energies(energy[rows], part, fixed, mean[rows], count).items():
+            found = edge.edge_energies(energy[rows], part, fixed, mean[rows], len(core), drift)
+            for name, values in found.items():
                 out[name][columns] = values
     return out
 
 
-def _mean_spectrum(spectra: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, int]:
-    """Mean spectrum (n,) over the pixels that were seen in every well-seen frame, and how many these are.
+def _mean_spectrum(spectra: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean spectrum (n,) over the pixels that were seen in every well-seen frame, and which pixels these are.
 
     NaN in the other frames. The same pixels at every energy, so that a frame that misses part of the particle makes no
     step in its spectrum.
     """
     if spectra.size and finite.all():
-        return spectra.mean(axis=1, dtype=np.float64), spectra.shape[1]
+        return spectra.mean(axis=1, dtype=np.float64), np.arange(spectra.shape[1])
     ever = finite.any(axis=0)
     well = finite[:, ever].mean(axis=1) >= 0.5 if ever.any() else np.zeros(len(spectra), dtype=bool)
-    core = finite[well].all(axis=0) & ever
+    core = np.flatnonzero(finite[well].all(axis=0) & ever)
     mean = np.full(len(spectra), np.nan)
-    if well.any() and core.any():
+    if well.any() and core.size:
         mean[well] = spectra[np.ix_(well, core)].mean(axis=1, dtype=np.float64)
-    return mean, int(core.sum())
-
-
-def _alike(finite: np.ndarray):
-    """Yield groups of pixels that have values at the same energies: rows (n,) bool and columns (integers)."""
-    if finite.all():
-        yield np.ones(len(finite), dtype=bool), np.arange(finite.shape[1])
-        return
-    packed = np.ascontiguousarray(np.packbits(finite, axis=0).T)
-    _, first, group = np.unique(packed.view([("", packed.dtype)] * packed.shape[1]).ravel(),
-                                return_index=True, return_inverse=True)
-    order, bounds = np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1]
-    for start, columns in zip(first, np.split(order, bounds), strict=True):
-        yield finite[:, start], columns
+    return mean, core
 
 
 def _part(spectra: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ from scipy.optimize import brentq
 
 from xreg.kernels import operators
 from xreg.kernels.baseline import particle_baseline, pixel_baseline
-from xreg.kernels.edge import edge_energies, normalize_spectra
-from xreg.kernels.localfit import crossing, local_polynomial, maximum
-from xreg.kernels.operators import DEFINITIONS, EdgeSettings
+from xreg.kernels.edge import drift_variance, edge_energies, normalize_spectra
+from xreg.kernels.localfit import crossing, gains, local_polynomial, maximum, slopes, slow_noise, top_curvature
+from xreg.kernels.operators import DEFINITIONS, SLOW_REACH, EdgeSettings
 from xreg.kernels.preedge import normalize_spectrum, resolve_ranges
 from xreg.schema import FitStatus
 
@@ -65,6 +65,33 @@ def test_half_step_error_and_its_error_bar(e0):
     good = np.isfinite(error)
     assert 0.8 <= robust_std((error[good] - offset) / maps["edge_energy_sigma"][good]) <= 1.25
     assert np.nanmax(np.abs(error)) < 2.0  # no jump to a false crossing
+
+
+def test_slow_disturbances_are_in_the_error_bar():
+    """A background that passes under the pixels moves many neighbouring energies together."""
+    mu, shift, _ = measured(4000)
+    settings = EdgeSettings(e0=8343.0, pre1=-140.0, pre2=-40.0, norm1=30.0, norm2=350.0, nnorm=1)
+    rng = np.random.default_rng(5)
+    passing = 0.012 * slow_noise(tuple(GRID.tolist()), SLOW_REACH) @ rng.normal(size=(len(GRID), 4000))
+    clean = drift_variance(GRID, mu, mu.mean(axis=1), settings)
+    drift = drift_variance(GRID, mu + passing, mu.mean(axis=1), settings)
+    assert clean < 0.1 * drift
+    assert drift == pytest.approx(0.012**2, rel=0.1)
+    maps = edge_energies(GRID, mu + passing, settings, mu.mean(axis=1), 4000, drift)
+    error = maps["edge_energy"] - half_step_of(shift)
+    blind = edge_energies(GRID, mu + passing, settings, mu.mean(axis=1), 4000)
+    assert robust_std((error - np.nanmedian(error)) / blind["edge_energy_sigma"]) > 1.25
+    assert 0.8 <= robust_std((error - np.nanmedian(error)) / maps["edge_energy_sigma"]) <= 1.15
+
+
+def test_slow_disturbances_that_cannot_be_measured():
+    mu, _, _ = measured(100)
+    mean, settings = mu.mean(axis=1), EdgeSettings(e0=8343.0, pre1=-140.0, pre2=-40.0, norm1=30.0, norm2=350.0, nnorm=1)
+    assert drift_variance(GRID, mu[:, :20], mean, settings) == 0  # too few pixels
+    assert drift_variance(GRID, -mu, -mean, settings) == 0  # no edge
+    keep = (GRID < 8322) | (GRID > 8335)
+    assert drift_variance(GRID[keep], mu[keep], mean[keep], settings) == 0  # no energies just below it
+    assert drift_variance(GRID, mu, mean, replace(settings, e0=7112.0)) == 0
 
 
 def test_pixel_slopes_are_fair_but_noisier():
@@ -148,6 +175,10 @@ def test_scale_and_offset_do_not_matter():
     for name in ("edge_energy", "edge_energy_sigma", "whiteline_energy", "centroid_energy", "e0_energy"):
         np.testing.assert_allclose(there[name], here[name], rtol=1e-9)
     np.testing.assert_allclose(there["edge_step"], 2.5 * here["edge_step"], rtol=1e-9)
+    template = [edge_energies(GRID, m, EdgeSettings(e0=8343.0, definition="template_shift"))["edge_energy"]
+                for m in (mu, mu + 0.4, 1.2 * mu)]
+    np.testing.assert_allclose(template[1], template[0], rtol=1e-9)
+    assert np.abs(template[2] - template[0]).max() < 0.02  # its weights follow from the counts that a thickness leaves
 
 
 def test_batches_do_not_matter(monkeypatch):
@@ -219,21 +250,43 @@ def test_crossing_is_the_change_point_not_the_first():
     nodes = np.arange(0, 40, 0.5)
     curve = np.tanh((nodes - 20.3) / 2)
     curve[10] = 0.2  # a false passage long before
-    energy, spread = crossing(curve[:, None], np.ones(len(nodes)), nodes)
+    energy, spread = crossing(np.cumsum(curve)[None], np.ones((1, len(nodes))), nodes)
     assert energy[0] == pytest.approx(20.3, abs=0.01)
-    assert spread[0] == pytest.approx(2.0, rel=0.05)
-    nothing, _ = crossing(np.stack([curve - 3, curve + 3], axis=1), np.ones(len(nodes)), nodes)
+    assert spread[0, 0] == pytest.approx(2.0, rel=0.05)
+    nothing, _ = crossing(np.cumsum([curve - 3, curve + 3], axis=1), np.ones((1, len(nodes))), nodes)
     assert np.isnan(nothing).all()
 
 
 def test_maximum_between_uneven_nodes():
     nodes = np.array([0.0, 1.0, 2.5, 3.0, 5.0])
     parabola = 2.0 - (nodes - 2.2) ** 2
-    energy, spread, height = maximum(np.stack([parabola, nodes], axis=1), np.eye(5), nodes)
+    energy, spread, height = maximum(np.stack([parabola, nodes]), np.ones((1, 3)), nodes)
     assert energy[0] == pytest.approx(2.2, abs=1e-9)
     assert height[0] == pytest.approx(2.0, abs=1e-9)
+    assert spread[0, 0] == pytest.approx(0.5, abs=1e-9)
     assert np.isnan(energy[1])
-    assert np.isnan(spread[1])
+    assert np.isnan(spread[0, 1])
+
+
+def test_answers_to_noise():
+    rows = np.array([[1.0, 2.0, 2.0], [0.0, 1.0, -1.0]])
+    common = np.array([[0.0, 0, 0], [1, 0, 0], [1, 0, 0]])
+    np.testing.assert_allclose(gains(rows, common), [[3.0, np.sqrt(2)], [4.0, 0.0]])
+    np.testing.assert_allclose(slopes(np.eye(3), np.array([0.0, 1.0, 3.0])), [[-1 / 3, 0, 1 / 3]])
+    root = slow_noise((0.0, 5.0, 20.0), 15.0)
+    np.testing.assert_allclose(root @ root.T, np.exp(-np.abs(np.subtract.outer([0, 5, 20], [0, 5, 20])) / 15.0))
+
+
+def test_curvature_of_the_top():
+    nodes = np.array([0.0, 1.0, 2.5, 3.0, 5.0])
+    assert top_curvature(2.0 - (nodes - 2.2) ** 2, nodes) == pytest.approx(-2.0)
+    assert np.isnan(top_curvature(nodes, nodes))
+
+
+def test_an_edge_above_the_post_edge_range_has_too_few_energies():
+    mu = nickel(GRID, [0.0, 0.3])
+    maps = edge_energies(GRID, mu, EdgeSettings(e0=8325.0, norm1=15.0))
+    assert (maps["fit_status"] == FitStatus.TOO_FEW_ENERGIES).all()
 
 
 def test_unknown_settings():

@@ -168,6 +168,19 @@ def test_few_points_fall_back_as_documented():
     assert resolve_ranges(coarse, 8341.0).post_points(coarse)[1] <= 1
 
 
+def test_ranges_that_cannot_be_had_are_told():
+    with pytest.warns(UserWarning, match=r"not all given ranges can be used: pre1 -900 -> -141.5, norm2 900 -> "):
+        normalize_spectrum(GRID, nickel(GRID), e0=8341.5, pre1=-900.0, norm2=900.0)
+    with pytest.warns(UserWarning, match="nnorm 2 -> 1"):
+        normalize_spectrum(GRID, nickel(GRID), e0=8341.5, norm1=330.0, norm2=355.0, nnorm=2)
+    normalize_spectrum(GRID, nickel(GRID), e0=8341.5, norm2=-1.0)  # Larch's "to the end"
+
+
+def test_a_flat_spectrum_is_told():
+    with pytest.warns(UserWarning, match="the spectrum is flat: its edge step is"):
+        assert normalize_spectrum(GRID, np.full(GRID.size, 0.5), e0=8341.5).edge_step < 1e-9
+
+
 def test_edge_outside_the_energies():
     with pytest.raises(ValueError, match="need at least two energies on either side of the edge"):
         normalize_spectrum(GRID, nickel(GRID), e0=7112.0)

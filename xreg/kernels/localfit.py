@@ -4,6 +4,8 @@ A local fit is a fixed linear operator for given energies. Positions come with t
 propagated through the operator's rows.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 
@@ -38,15 +40,56 @@ def _straight(energy: np.ndarray, nodes: np.ndarray) -> np.ndarray:
     return rows
 
 
-def crossing(values: np.ndarray, rows: np.ndarray, nodes: np.ndarray):
-    """Where each column of `values` (m, pixels), a curve at equally spaced `nodes` (m,), rises through zero.
+def gains(rows: np.ndarray, slow: np.ndarray) -> np.ndarray:
+    """How strongly curves `rows` (m, n) @ spectrum answer to noise: (2, m), standard deviations.
 
-    Returns energy (NaN where there is no passage), and the standard error of that energy per unit noise, given the
-    norm of the operator's `rows` (m,).
+    First to independent noise of unit variance at every energy, then to slow disturbances of unit variance, whose
+    covariance (n, n) is `slow` @ `slow`.T.
     """
-    pixel = np.arange(values.shape[1])
-    start = np.clip(_change_point(values), 1, len(nodes) - 3)
-    v0, v1, v2, v3 = (values[start + k, pixel] for k in (-1, 0, 1, 2))
+    return np.stack((np.linalg.norm(rows, axis=1), np.linalg.norm(rows @ slow, axis=1)))
+
+
+@lru_cache(maxsize=8)
+def slow_noise(energy: tuple[float, ...], reach: float) -> np.ndarray:
+    """Square root (n, n) of the covariance exp(-|distance| / `reach`) between energies (eV), for `gains`.
+
+    It is that of a disturbance that forgets itself over `reach`; cached, because scans share their energies.
+    """
+    step = np.exp(-np.diff(energy) / reach)
+    root = np.zeros((len(energy), len(energy)))
+    root[0, 0] = 1.0
+    for k in range(1, len(energy)):
+        root[k] = step[k - 1] * root[k - 1]
+        root[k, k] = np.sqrt(1.0 - step[k - 1] ** 2)
+    return root
+
+
+def slopes(rows: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+    """Operator (m - 2, n) of the derivative at the inner of `nodes` (m,), given the operator `rows` (m, n)."""
+    return (rows[2:] - rows[:-2]) / (nodes[2:] - nodes[:-2])[:, None]
+
+
+def crossing(running: np.ndarray, noise: np.ndarray, nodes: np.ndarray):
+    """Where curves at equally spaced `nodes` (m,) rise through zero.
+
+    Parameters
+    ----------
+    running : ndarray, shape (pixels, m)
+        Running sums of the curves' values. Their minimum is the change point that best parts "below" from "above".
+    noise : ndarray, shape (k, m)
+        The curve's answer to k kinds of noise, see `gains`.
+    nodes : ndarray, shape (m,)
+
+    Returns
+    -------
+    energy : ndarray, shape (pixels,)
+        NaN where there is no passage.
+    spread : ndarray, shape (k, pixels)
+        Standard error of the energy per unit of each kind of noise.
+    """
+    start = np.clip(np.argmin(running, axis=1), 2, len(nodes) - 3)
+    near = np.take_along_axis(running, start[:, None] + np.arange(-2, 3), axis=1)
+    v0, v1, v2, v3 = np.diff(near, axis=1).T
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (v1 <= 0) & (v2 > 0)
         # Cubic through four nodes, position t in node steps after v1; Newton from the chord.
@@ -58,41 +101,53 @@ def crossing(values: np.ndarray, rows: np.ndarray, nodes: np.ndarray):
             slope = c1 + t * (2 * c2 + t * 3 * c3)
             t = np.clip(t - (v1 + t * (c1 + t * (c2 + t * c3))) / np.where(slope > 0, slope, v2 - v1), 0.0, 1.0)
         slope = (c1 + t * (2 * c2 + t * 3 * c3)) / (nodes[1] - nodes[0])
-        spread = (rows[start] * (1 - t) + rows[start + 1] * t) / np.where(slope > 0, slope, np.nan)
-    energy = nodes[start] + t * (nodes[1] - nodes[0])
-    return np.where(found, energy, np.nan), np.where(found, spread, np.nan)
+        spread = (noise[:, start] * (1 - t) + noise[:, start + 1] * t) / np.where(found & (slope > 0), slope, np.nan)
+    return np.where(found, nodes[start] + t * (nodes[1] - nodes[0]), np.nan), spread
 
 
-def _change_point(values: np.ndarray) -> np.ndarray:
-    """Row (pixels,) after which the running sum of `values` (m, pixels) is lowest; row by row, to stay in cache."""
-    total, lowest = np.zeros(values.shape[1]), np.full(values.shape[1], np.inf)
-    where = np.zeros(values.shape[1], dtype=np.intp)
-    for k, row in enumerate(values):
-        total += row
-        np.copyto(where, k, where=total < lowest)
-        np.minimum(lowest, total, out=lowest)
-    return where
+def maximum(values: np.ndarray, noise: np.ndarray, nodes: np.ndarray, curvature: np.ndarray | None = None):
+    """Where curves at `nodes` (m,) are largest, by a parabola through three nodes.
 
+    Parameters
+    ----------
+    values : ndarray, shape (pixels, m)
+        The curves.
+    noise : ndarray, shape (k, m - 2)
+        Answers of their derivatives at the inner nodes to k kinds of noise, see `gains` and `slopes`.
+    nodes : ndarray, shape (m,)
+    curvature : ndarray, shape (pixels,), optional
+        Known curvature at the maximum, negative; by default the parabola's. Among noisy maxima the largest is sharper
+        than the true one, so that its own curvature would promise too small an error.
 
-def maximum(values: np.ndarray, rows: np.ndarray, nodes: np.ndarray):
-    """Where each column of `values` (m, pixels), a curve at `nodes` (m,), is largest, by a parabola through 3 nodes.
-
-    `rows` (m, n) is the operator that gave the values. Returns energy (NaN where the largest value is the first or
-    last), its standard error per unit noise, and the largest value.
+    Returns
+    -------
+    energy : ndarray, shape (pixels,)
+        NaN where the largest value is the first or the last.
+    spread : ndarray, shape (k, pixels)
+        Standard error of the energy per unit of each kind of noise.
+    height : ndarray, shape (pixels,)
+        The largest value.
     """
-    top = np.argmax(values, axis=0)
+    top = np.argmax(values, axis=1)
     found = (top > 0) & (top < len(nodes) - 1)
     top = np.clip(top, 1, len(nodes) - 2)
-    pixel = np.arange(values.shape[1])
-    left, centre, right = (values[top + k, pixel] for k in (-1, 0, 1))
+    left, centre, right = np.take_along_axis(values, top[:, None] + np.arange(-1, 2), axis=1).T
     a, b = nodes[top] - nodes[top - 1], nodes[top + 1] - nodes[top]
     with np.errstate(invalid="ignore", divide="ignore"):
         rise, fall = (centre - left) / a, (right - centre) / b
-        curvature = (fall - rise) / (0.5 * (a + b))
+        bend = (fall - rise) / (0.5 * (a + b))
         slope = (rise * b + fall * a) / (a + b)
-        shift = np.clip(-slope / curvature, -a, b)
-        found &= curvature < 0
-        steps = np.linalg.norm(rows[2:] - rows[:-2], axis=1) / (nodes[2:] - nodes[:-2])
-        spread = steps[top - 1] / np.abs(curvature)
+        shift = np.clip(-slope / bend, -a, b)
+        found &= bend < 0
+        spread = noise[:, top - 1] / np.where(found, np.abs(bend if curvature is None else curvature), np.nan)
         height = centre + 0.5 * slope * np.where(found, shift, 0.0)
-    return np.where(found, nodes[top] + shift, np.nan), np.where(found, spread, np.nan), height
+    return np.where(found, nodes[top] + shift, np.nan), spread, height
+
+
+def top_curvature(values: np.ndarray, nodes: np.ndarray) -> float:
+    """Curvature of one curve (m,) at its largest value; NaN where that is the first or the last."""
+    top = int(np.argmax(values))
+    if not 0 < top < len(nodes) - 1:
+        return np.nan
+    rise, fall = np.diff(values[top - 1 : top + 2]) / np.diff(nodes[top - 1 : top + 2])
+    return float(2.0 * (fall - rise) / (nodes[top + 1] - nodes[top - 1]))

@@ -1,13 +1,13 @@
 """The linear operators of an edge fit: all that depends on energies, ranges and a particle's mean spectrum alone."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.interpolate import CubicSpline
 
 from xreg.kernels.baseline import Baseline, particle_baseline, pixel_baseline
-from xreg.kernels.localfit import crossing, local_polynomial
+from xreg.kernels.localfit import crossing, gains, local_polynomial, slopes, slow_noise, top_curvature
 from xreg.kernels.preedge import Ranges, find_e0, fixed_ranges, resolve_ranges
 
 OK, OUTSIDE, THIN, NO_EDGE, OUT_OF_RANGE, TOO_FEW_ENERGIES = range(6)
@@ -23,8 +23,15 @@ DEFINITIONS = {
 }
 #: Energy (eV) between the nodes of smoothed curves.
 NODE_STEP = 0.5
-_SHIFT_STEP = 0.2   # eV between the trial shifts of the template
-_ENOUGH = 50        # spectra whose mean is taken as free of noise
+#: Spectra whose mean is taken as free of noise.
+ENOUGH = 50
+#: Distance (eV) over which slow disturbances are taken to forget themselves.
+SLOW_REACH = 15.0
+_SHIFT_STEP = 0.2       # eV between the trial shifts of the template
+_PEAK_MARGIN = 5.0      # eV by which a pixel's white line may lie below the particle's edge
+_LINE_MARGIN = 5.0      # eV from the particle's half-step energy that the lines' ranges must keep
+_NOISE_REACH = 10.0     # eV on either side of the particle's edge within which the noise is measured
+_LEAST_FREEDOM = 5.0    # degrees of freedom without which the noise is measured in the whole search window
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,11 @@ class EdgeSettings:
         if not self.search[0] < 0 < self.search[1]:
             msg = f"search is {self.search}; need offsets (below, above) with below < 0 < above, in eV from e0."
             raise ValueError(msg)
+        for name, side, wrong in (("pre1", "below", 1), ("pre2", "below", 1), ("norm1", "above", -1)):
+            value = getattr(self, name)
+            if value is not None and value * wrong >= 0:
+                msg = f"{name} is {value:g}; need an offset {side} e0, that is {'< 0' if wrong > 0 else '> 0'}, in eV."
+                raise ValueError(msg)
 
     @property
     def ranges(self) -> dict[str, float | None]:
@@ -81,7 +93,7 @@ class Curves:
 
     `edge` and `peak` (nodes, n) give the smoothed spectrum at `nodes` (eV) with the narrow and the wide window;
     `residual` (points, n) what a local fit leaves of the measured values at `points` (eV), and `freedom` (points,)
-    the share of the noise variance that is left there.
+    the share of the noise variance that is left there. All of them look only at the energies of `window`.
     """
 
     nodes: np.ndarray
@@ -90,6 +102,7 @@ class Curves:
     points: np.ndarray
     residual: np.ndarray
     freedom: np.ndarray
+    window: slice
 
 
 @lru_cache(maxsize=64)
@@ -102,64 +115,117 @@ def _curves(energy: tuple[float, ...], e0: float, settings: EdgeSettings) -> Cur
     nodes = e0 + NODE_STEP * np.arange(first, last + 1)
     inside = (energy >= low) & (energy <= high)
     residual = np.eye(len(energy))[inside] - local_polynomial(energy, energy[inside], settings.bandwidth)
-    return Curves(
-        nodes=nodes,
-        edge=local_polynomial(energy, nodes, settings.bandwidth),
-        peak=local_polynomial(energy, nodes, settings.peak_bandwidth),
-        points=energy[inside],
-        residual=residual,
-        freedom=np.square(residual).sum(axis=1),
-    )
+    edge, peak = (local_polynomial(energy, nodes, width) for width in (settings.bandwidth, settings.peak_bandwidth))
+    used = np.flatnonzero(np.concatenate((edge, peak, residual)).any(axis=0))
+    return Curves(nodes, edge, peak, energy[inside], residual, np.square(residual).sum(axis=1),
+                  slice(int(used[0]), int(used[-1]) + 1))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All operators for one set of energies and one mean spectrum."""
+    """All operators for one set of energies and one mean spectrum `mean` (n,), interpolated where it is not known.
+
+    `half_step` (eV) is that of the mean. `lost` (curve -> nodes) and `left` (points,) are what smoothing takes from the
+    mean spectrum of unit step; zeros where the mean is not relied upon.
+    """
 
     settings: EdgeSettings
     energy: np.ndarray
+    mean: np.ndarray
     ranges: Ranges
     baseline: Baseline
     curves: Curves
-    residual: np.ndarray
-    lost: dict[str, np.ndarray] = field(default_factory=dict)
+    lost: dict[str, np.ndarray]
+    left: np.ndarray
+    half_step: float = np.nan
     template: "Template | None" = None
 
     @cached_property
-    def stacked(self) -> dict[str, tuple[np.ndarray, slice]]:
-        """The operators that every fit needs, by name, and the rows that each takes in `operator`."""
-        parts = {"step": (self.baseline.step @ self.baseline.coefficients)[None], "half": self.rows("edge", 0.5),
-                 "peak": self.rows("peak"), "residual": self.residual}
-        ends = np.cumsum([len(rows) for rows in parts.values()]).tolist()
-        return {name: (parts[name], slice(end - len(parts[name]), end)) for name, end in zip(parts, ends, strict=True)}
+    def first_peak(self) -> int:
+        """Node from which the white line is sought: none lies below the edge."""
+        below = int(np.searchsorted(self.curves.nodes, self.half_step - _PEAK_MARGIN))
+        return min(below, len(self.curves.nodes) - 3)
+
+    @cached_property
+    def near(self) -> np.ndarray:
+        """Which points are near enough to the edge to measure the noise that matters there, (points,) bool."""
+        near = np.abs(self.curves.points - self.half_step) <= _NOISE_REACH
+        return near if self.curves.freedom[near].sum() >= _LEAST_FREEDOM else np.ones_like(near)
+
+    @cached_property
+    def stacked(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """What every fit needs: operators on the energies of the window, and on the baseline's coefficients.
+
+        "half" is the running sum of (spectrum - half step) over the nodes, "peak" the curve in which the white line is
+        sought, "residual" what the local fit leaves of the measured values about the edge.
+        """
+        w, c = self.curves.window, self.curves
+        half, peak = self._lines("edge", 0.5), self._lines("peak")
+        left = np.outer(self.left[self.near], self.baseline.step)
+        return {"half": (np.cumsum(c.edge[:, w], axis=0), np.cumsum(half, axis=0)),
+                "peak": (c.peak[self.first_peak :, w], peak[self.first_peak :]),
+                "residual": (c.residual[self.near, w], -left)}
 
     @cached_property
     def operator(self) -> np.ndarray:
-        """All of `stacked` in one matrix (rows, n), so that a batch of pixels costs one product."""
-        return np.concatenate([rows for rows, _ in self.stacked.values()])
+        """All of `stacked` as one matrix on (energies of the window, coefficients), so that a batch is one product."""
+        return np.concatenate([np.hstack(pair) for pair in self.stacked.values()])
+
+    @cached_property
+    def places(self) -> dict[str, slice]:
+        """The rows that each part of `stacked` takes in `operator`."""
+        sizes = {name: len(curve) for name, (curve, _) in self.stacked.items()}
+        ends = np.cumsum(list(sizes.values())).tolist()
+        return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+    @cached_property
+    def slow(self) -> np.ndarray:
+        """Square root (n, n) of the covariance of disturbances that last over several energies."""
+        return slow_noise(tuple(self.energy.tolist()), SLOW_REACH)
+
+    @cached_property
+    def noise(self) -> dict[str, np.ndarray]:
+        """Answers to noise, see `gains`: of the step (2, 1), the half-step curve (2, m) and the white line's slope."""
+        rows = {"step": (self.baseline.step @ self.baseline.coefficients)[None], "half": self.rows("edge", 0.5),
+                "peak": slopes(self.rows("peak")[self.first_peak :], self.curves.nodes[self.first_peak :])}
+        return {name: gains(values, self.slow) for name, values in rows.items()}
+
+    def curvature(self, rows: np.ndarray, nodes: np.ndarray) -> float:
+        """Curvature per edge step of the mean spectrum's curve `rows` (m, n) at its maximum."""
+        return top_curvature(rows @ self.mean, nodes) / (self.baseline.step @ self.baseline.coefficients @ self.mean)
+
+    @cached_property
+    def peak_curvature(self) -> float:
+        """Curvature of the mean spectrum's white line per edge step."""
+        first = self.first_peak
+        return self.curvature(self.rows("peak")[first:], self.curves.nodes[first:])
 
     def rows(self, name: str, level: float = 0.0) -> np.ndarray:
         """Operator (nodes, n) of the curve `name` ("edge", "peak") less the pre-edge line and `level` edge steps."""
-        lines = self.baseline.pre_at(self.curves.nodes) + level * self.baseline.step
-        return self.smooth(name) - lines @ self.baseline.coefficients
+        return getattr(self.curves, name) + self._lines(name, level) @ self.baseline.coefficients
 
     def smooth(self, name: str) -> np.ndarray:
         """Operator (nodes, n) of the smoothed curve `name`."""
-        curve = getattr(self.curves, name)
-        if not self.lost:
-            return curve
-        return curve + np.outer(self.lost[name], self.baseline.step @ self.baseline.coefficients)
+        return getattr(self.curves, name) + np.outer(self.lost[name], self.baseline.step @ self.baseline.coefficients)
+
+    def _lines(self, name: str, level: float = 0.0) -> np.ndarray:
+        """What `rows` adds to the curve, as an operator (nodes, r) on the baseline's coefficients."""
+        return np.outer(self.lost[name] - level, self.baseline.step) - self.baseline.pre_at(self.curves.nodes)
 
 
 @dataclass(frozen=True)
 class Template:
-    """The particle's mean spectrum at trial shifts: matched filters (shifts, n) for weighted spectra."""
+    """The particle's mean spectrum at trial shifts: matched filters (shifts, n) for weighted spectra.
+
+    `noise` (2, shifts - 2) is how their derivative answers to independent noise of the weighted spectra and to slow
+    noise of the plain ones.
+    """
 
     shifts: np.ndarray
     filters: np.ndarray
     weight: np.ndarray
     projector: np.ndarray
-    half_step: float
+    noise: np.ndarray
 
 
 def plan_fit(energy: np.ndarray, mean: np.ndarray, settings: EdgeSettings, count: int | None = None) -> "Plan | int":
@@ -185,10 +251,18 @@ def plan_fit(energy: np.ndarray, mean: np.ndarray, settings: EdgeSettings, count
     if baseline is None:
         return NO_EDGE
     curves = _curves(tuple(energy.tolist()), e0, settings_key(settings))
-    plan = Plan(settings, energy, ranges, baseline, curves, curves.residual)
-    if settings.slope == "particle" and (count is None or count >= _ENOUGH):
-        plan = _relative_to_mean(plan, CubicSpline(energy[known], mean[known]))
-    if "template_shift" in (settings.definition, *settings.also):
+    lost, left = {name: np.zeros(len(curves.nodes)) for name in ("edge", "peak")}, np.zeros(len(curves.points))
+    if settings.slope == "particle" and (count is None or count >= ENOUGH):
+        lost, left = _lost_of_mean(energy, mean, baseline, curves)
+    filled = np.interp(energy, energy[known], mean[known])
+    plan = Plan(settings, energy, filled, ranges, baseline, curves, lost, left)
+    running = np.cumsum(plan.rows("edge", 0.5) @ filled)
+    half_step = crossing(running[None], np.zeros((0, len(running))), curves.nodes)[0][0]
+    # Where the energies end near the edge, or e0 lies far from it, automatic ranges reach into the edge itself.
+    if half_step > e0 + ranges.norm1 - _LINE_MARGIN or half_step < e0 + ranges.pre2 + _LINE_MARGIN:
+        return TOO_FEW_ENERGIES
+    plan = replace(plan, half_step=float(half_step if np.isfinite(half_step) else e0))
+    if "template_shift" in (settings.definition, *settings.also) and np.isfinite(half_step):
         plan = replace(plan, template=_template(plan, mean))
     return plan
 
@@ -211,18 +285,18 @@ def fix_ranges(energy: np.ndarray, mean: np.ndarray, settings: EdgeSettings) -> 
     return replace(settings, e0=e0, pre1=r.pre1, pre2=r.pre2, norm1=r.norm1, norm2=r.norm2, nnorm=r.nnorm)
 
 
-def _relative_to_mean(plan: Plan, mean: CubicSpline) -> Plan:
-    """Let the local fits smooth only what sets a pixel apart from its particle's mean spectrum.
+def _lost_of_mean(energy: np.ndarray, mean: np.ndarray, baseline: Baseline, curves: Curves):
+    """What the local fits take from the mean spectrum (n,) of unit step: curve -> (nodes,), and (points,).
 
-    Smoothing flattens a sharp edge and moves its half-step energy. What it takes from the mean spectrum of unit step is
-    known, and is given back to each pixel in proportion to its own step.
+    Smoothing flattens a sharp edge and moves its half-step energy. What it takes from the mean is known and is given
+    back to each pixel in proportion to its own step, so that it smooths only what sets a pixel apart from the mean.
     """
-    c, known = plan.curves, mean(plan.energy)
-    known = known / (plan.baseline.step @ plan.baseline.coefficients @ known)
-    unit = CubicSpline(plan.energy, known)
-    lost = {name: unit(c.nodes) - getattr(c, name) @ known for name in ("edge", "peak")}
-    step_row = plan.baseline.step @ plan.baseline.coefficients
-    return replace(plan, lost=lost, residual=c.residual - np.outer(c.residual @ known, step_row))
+    known = np.isfinite(mean)
+    spline = CubicSpline(energy[known], mean[known])
+    height = baseline.step @ baseline.coefficients @ spline(energy)
+    unit = spline(energy) / height
+    lost = {name: spline(curves.nodes) / height - getattr(curves, name) @ unit for name in ("edge", "peak")}
+    return lost, curves.residual @ unit
 
 
 def settings_key(settings: EdgeSettings) -> EdgeSettings:
@@ -245,21 +319,21 @@ def supports(energy: np.ndarray, ranges: Ranges, settings: EdgeSettings) -> bool
 def _template(plan: Plan, mean: np.ndarray) -> Template | None:
     """Matched filters for shifts of the mean spectrum, free of any offset and tilt of a pixel."""
     known, s = np.isfinite(mean), plan.settings
-    filled = np.interp(plan.energy, plan.energy[known], mean[known])
-    rows = plan.rows("edge", 0.5)
-    half_step = crossing(rows @ filled[:, None], np.zeros(len(rows)), plan.curves.nodes)[0][0]
     steps = int(np.ceil(s.max_shift / _SHIFT_STEP))
     shifts = _SHIFT_STEP * np.arange(-steps, steps + 1)
     inner = known & (plan.energy >= plan.energy[0] + shifts[-1]) & (plan.energy <= plan.energy[-1] - shifts[-1])
-    if inner.sum() < 6 or not np.isfinite(half_step):
+    if inner.sum() < 6:
         return None
     spline = CubicSpline(plan.energy[known], mean[known])
     # Counting statistics: the variance of an optical density grows like its exponential. The bound keeps the weights
     # usable for spectra that are no optical densities.
-    weight = np.where(inner, np.exp(-0.5 * np.clip(filled - filled.min(), 0.0, 5.0)), 0.0)
+    weight = np.where(inner, np.exp(-0.5 * np.clip(plan.mean - plan.mean.min(), 0.0, 5.0)), 0.0)
     weight /= weight[inner].mean()
     tilt = np.stack((np.ones(len(weight)), (plan.energy - plan.ranges.e0) / 100.0), axis=1) * weight[:, None]
     basis, _ = np.linalg.qr(tilt)
     trial = spline(plan.energy[:, None] - shifts) * weight[:, None]
     trial -= basis @ (basis.T @ trial)
-    return Template(shifts, (trial / np.linalg.norm(trial, axis=0)).T, weight, basis.T, float(half_step))
+    filters = (trial / np.linalg.norm(trial, axis=0)).T
+    steep = slopes(filters, shifts)
+    noise = np.stack((gains(steep, plan.slow)[0], gains(steep * weight, plan.slow)[1]))
+    return Template(shifts, filters, weight, basis.T, noise)

@@ -7,7 +7,7 @@ number. What the published code does (2026.3.1) counts, not its documentation, w
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.signal import fftconvolve
@@ -131,10 +131,16 @@ def normalize_spectrum(
     ------
     ValueError
         If the shapes differ, fewer than five energies are left, or `e0` lies outside the energies.
+
+    Warns
+    -----
+    UserWarning
+        If a given range or degree cannot be had and another is used, or the spectrum has no edge.
     """
     energy, mu = _clean(energy, mu)
     e0 = find_e0(energy, mu) if e0 is None else float(e0)
-    ranges = resolve_ranges(energy, e0, pre1=pre1, pre2=pre2, norm1=norm1, norm2=norm2, nnorm=nnorm, nvict=nvict)
+    given = {"pre1": pre1, "pre2": pre2, "norm1": norm1, "norm2": norm2, "nnorm": nnorm, "nvict": nvict}
+    ranges = resolve_ranges(energy, e0, **given)
     pre = ranges.pre_points(energy)
     if ranges.npre == 0:
         pre_edge = np.full(energy.shape, mu[pre].mean())
@@ -142,9 +148,13 @@ def normalize_spectrum(
         power = energy**ranges.nvict
         pre_edge = np.polynomial.Polynomial.fit(energy[pre], (mu * power)[pre], 1)(energy) / power
     post, degree = ranges.post_points(energy)
+    warn_of_changes(given, replace(ranges, nnorm=degree), energy)
     above = np.polynomial.Polynomial.fit(energy[post], (mu - pre_edge)[post], degree)(energy)
     at_edge = _nearest(energy, e0)
     edge_step = max(1e-12, abs(float(above[at_edge] if step is None else step)))
+    if edge_step < 1e-9 * np.abs(mu).max():
+        msg = f"the spectrum is flat: its edge step is {edge_step:.1g}, so that norm means nothing."
+        warnings.warn(msg, stacklevel=2)
     norm = (mu - pre_edge) / edge_step
     flat = norm.copy()
     flat[at_edge:] -= (above[at_edge:] - above[at_edge]) / edge_step
@@ -195,6 +205,18 @@ def resolve_ranges(
         span = norm2 - norm1
         nnorm = 0 if span < 30 else 1 if span < 300 else 2
     return fixed_ranges(energy, e0, pre1, pre2, norm1, norm2, nnorm, nvict)
+
+
+def warn_of_changes(given: dict[str, float | None], used: Ranges, energy: np.ndarray) -> None:
+    """Warn where `used` ranges are not those `given` (None: none was), because the ascending `energy` forbids them."""
+    changed = [f"{name} {value:g} -> {getattr(used, name):g}" for name, value in given.items()
+               if value is not None and abs(getattr(used, name) - value) > SAME_ENERGY]
+    # A negative norm2 asks for the end of the data.
+    changed = [text for text in changed if not text.startswith("norm2 -")]
+    if changed:
+        msg = (f"the energies run from {energy[0] - used.e0:+g} to {energy[-1] - used.e0:+g} eV about e0, so that not "
+               f"all given ranges can be used: {', '.join(changed)}.")
+        warnings.warn(msg, stacklevel=3)
 
 
 def fixed_ranges(

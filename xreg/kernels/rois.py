@@ -12,10 +12,13 @@ from xreg.kernels.resample import sample_window
 _BIN = 3
 #: A window is this much wider than its region, so that contour and surroundings are in it.
 WINDOW_MARGIN = 1.5
+#: Side (samples) of the blocks that unevenness around a contour is measured by.
+_BLOCK = 4
 
 
 def split_regions(
-    particle_map: np.ndarray, *, threshold: float = 0.2, depth: float = 0.15, peak: float = 0.5, min_radius: float = 7.0
+    particle_map: np.ndarray, *, threshold: float = 0.15, depth: float = 0.07, peak: float = 0.4,
+    min_radius: float = 7.0,
 ) -> np.ndarray:
     """Split a particle map into one region per particle, touching ones too.
 
@@ -61,7 +64,7 @@ def region_levels(optical_density: np.ndarray, particle_map: np.ndarray, labels:
     levels = []
     for k, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
         pad = max(rows.stop - rows.start, columns.stop - columns.start) // 4 + 4
-        around = (slice(max(rows.start - pad, 0), rows.stop + pad), slice(max(columns.start - pad, 0), columns.stop + pad))
+        around = tuple(slice(max(side.start - pad, 0), side.stop + pad) for side in (rows, columns))
         density, own = optical_density[around], labels[around]
         open_field = density[(own == 0) & np.isfinite(density)]
         core = density[(own == k) & (particle_map[around] > 0.4) & np.isfinite(density)]
@@ -110,39 +113,43 @@ def region_pictures(
     return pictures, levels
 
 
-def contour_contrast(density: np.ndarray, contour: np.ndarray, noise: float) -> tuple[float, float]:
+def contour_contrast(
+    density: np.ndarray, contour: np.ndarray, valid: np.ndarray, noise: float
+) -> tuple[float, float]:
     """How much a contour's inside differs from its surroundings, and that over its standard error.
 
-    The error counts photon noise and the unevenness of the surroundings (spread of the means of eight sectors of a
-    ring), so that a patch of background mottle does not pass for a particle.
+    The error counts photon noise, and what else varies between neighbouring blocks of 4 x 4 samples outside the
+    contour: noise that is stronger here than elsewhere or alike in neighbouring pixels, and fine background texture.
+    The detector picks the places where noise looks most like a particle, so that what it invents reaches several
+    standard errors.
 
     Parameters
     ----------
     density : ndarray, shape (n, n)
-        Picture of the region.
+        Picture of the region, n a multiple of 4.
     contour : ndarray, shape (n, n)
         Soft contour, 0 to 1.
+    valid : ndarray, shape (n, n)
+        Share of valid pixels in each sample.
     noise : float
-        Standard deviation of one sample of `density`.
+        Standard deviation of one sample of `density`, were samples independent: that of a pixel over their spacing.
 
     Returns
     -------
     contrast, significance : float
         Both 0 where the contour or its surroundings are empty.
     """
-    inside = contour > 0.5
-    far = ndimage.distance_transform_edt(~inside)
-    n = len(contour)
-    ring = (far > 2) & (far < 0.12 * n)
-    if not inside.any() or ring.sum() < 16:
+    usable = valid > 0.5
+    inside = (contour > 0.5) & usable
+    far = ndimage.distance_transform_edt(contour <= 0.5)
+    ring = (far > 2) & (far < 0.12 * len(contour)) & usable
+    means, outside, lit = (block_reduce(a, (_BLOCK, _BLOCK), np.mean) for a in (density, contour, valid))
+    free = (outside < 0.02) & (lit > 0.9)
+    steps = np.concatenate([(means[1:] - means[:-1])[free[1:] & free[:-1]],
+                            (means[:, 1:] - means[:, :-1])[free[:, 1:] & free[:, :-1]]])
+    if inside.sum() < 16 or ring.sum() < 16 or len(steps) < 6:
         return 0.0, 0.0
-    y, x = np.nonzero(ring)
-    middle = [m.mean() for m in np.nonzero(inside)]
-    sector = (np.arctan2(y - middle[0], x - middle[1]) / np.pi * 4).astype(int) + 4
-    values = density[ring]
-    count = np.bincount(sector, minlength=9)
-    means = np.bincount(sector, values, minlength=9)[count > 0] / count[count > 0]
-    contrast = float(density[inside].mean() - np.median(means))
-    uneven = 1.4826 * np.median(np.abs(means - np.median(means)))
-    error = np.sqrt(noise**2 * (1 / inside.sum() + 1 / ring.sum()) + uneven**2)
+    contrast = float(density[inside].mean() - np.median(density[ring]))
+    uneven = 1.4826 * np.median(np.abs(steps)) / np.sqrt(2) * _BLOCK
+    error = np.hypot(noise, uneven) * np.sqrt(1 / inside.sum() + 1 / ring.sum())
     return contrast, float(contrast / max(error, 1e-6))

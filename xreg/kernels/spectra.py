@@ -108,6 +108,24 @@ def combine_shifted(
     return out
 
 
+def scale_offset(energy: np.ndarray, mean: np.ndarray, references: list[CubicSpline]) -> float:
+    """Shift (eV) that a mean spectrum (n,) plainly asks of its references; 0 where they fit well enough without one.
+
+    Plainly: by more than 1 eV, and leaving less than a quarter of the squares that are left without a shift. That is
+    what another energy scale looks like. Shifts of up to 10 eV are tried, as far as the references reach.
+    """
+    low, high = max(r.x[0] for r in references), min(r.x[-1] for r in references)
+    least = max(len(references) + 2, len(energy) // 2)
+    left = {}
+    for shift in np.arange(-10.0, 10.25, 0.5):
+        use = (energy - shift >= low) & (energy - shift <= high)
+        if use.sum() >= least:
+            known = np.stack([r(energy[use] - shift) for r in references], axis=1)
+            left[shift] = combine_references(mean[use, None], known)["residual"][0] / use.sum()
+    best = min(left, key=left.__getitem__, default=0.0)
+    return float(best) if abs(best) > 1.0 and left[best] < 0.25 * left.get(0.0, 0.0) else 0.0
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Correction of an energy axis: true = centre + scale * (measured - centre) + offset, all in eV.

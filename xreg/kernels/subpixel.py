@@ -9,6 +9,8 @@ Beyond Su et al. 2024, who stop at the contour's centre of mass.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -19,6 +21,30 @@ RIM = 5
 _LONGEST_STEP = 1.5
 #: Steps shorter than this (px) end the fit.
 _CONVERGED = 0.004
+#: Place of the template among the columns of the fit, and the least that is taken for a particle.
+_CONTRAST, _LEAST_CONTRAST = 3, 0.05
+
+
+class Fit(NamedTuple):
+    """What one frame says about one particle; all NaN where nothing can be said.
+
+    Attributes
+    ----------
+    position : ndarray, shape (2,)
+        Raw px.
+    sigma : ndarray, shape (2,)
+        Standard error of the position, raw px, from what the fit leaves over.
+    contrast, contrast_sigma : float
+        Of the particle over that of its template, and its standard error.
+    """
+
+    position: np.ndarray
+    sigma: np.ndarray
+    contrast: float
+    contrast_sigma: float
+
+
+NO_FIT = Fit(np.full(2, np.nan), np.full(2, np.nan), np.nan, np.nan)
 
 
 @dataclass(frozen=True)
@@ -31,12 +57,15 @@ class Template:
         Windows reach from -half to +half px, as far as the mask does: n = 2 half + 1.
     mask : ndarray, shape (n, n), bool
         The particle with a rim of background.
+    picture : ndarray, shape (n, n), float64
+        Optical density of the particle above its surroundings.
     basis : ndarray, shape (n, n, 9), float64
         The columns of the fit: background (1, y, x), contrast (template times 1, y, x, r2), and slopes of the template.
     """
 
     half: int
     mask: np.ndarray
+    picture: np.ndarray
     basis: np.ndarray
 
     @classmethod
@@ -54,10 +83,29 @@ class Template:
         y, x = np.mgrid[-half:half + 1, -half:half + 1] / max(np.sqrt(contour.sum() / np.pi), 1.0)
         bent = picture * (y * y + x * x - 0.5)
         columns = [np.ones_like(picture), y, x, picture, picture * y, picture * x, bent, *np.gradient(picture)]
-        return cls(half, mask, np.stack(columns, axis=-1))
+        return cls(half, mask, picture, np.stack(columns, axis=-1))
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """The basis in the mask, (pixels, 9)."""
+        return self.basis[self.mask]
+
+    @cached_property
+    def inverse(self) -> np.ndarray | None:
+        """Inverse of the normal matrix where the whole mask is valid, (9, 9); None where it has none."""
+        return _inverse(self.columns)
 
 
-def measure_shift(window: np.ndarray, template: Template, usable: np.ndarray) -> tuple[np.ndarray, float]:
+def _inverse(columns: np.ndarray) -> np.ndarray | None:
+    normal = columns.T @ columns
+    normal[np.diag_indices(len(normal))] *= 1 + 1e-9
+    try:
+        return np.linalg.inv(normal)
+    except np.linalg.LinAlgError:
+        return None
+
+
+def measure_shift(window: np.ndarray, template: Template, *, errors: bool = True) -> Fit:
     """How far a particle lies from the middle of a window, by one linear fit.
 
     Parameters
@@ -66,34 +114,54 @@ def measure_shift(window: np.ndarray, template: Template, usable: np.ndarray) ->
         Optical density; NaN where invalid.
     template : Template
         Of the particle.
-    usable : ndarray, shape (n, n), bool
-        Pixels that no other particle covers.
+    errors : bool
+        Whether standard errors are wanted; they take time.
 
     Returns
     -------
-    shift : ndarray, shape (2,)
-        y and x, px; NaN where too few pixels are left or the particle cannot be told from its background.
-    contrast : float
-        Of the window over that of the template.
+    Fit
+        `position` is the shift (y, x) from the middle, px of the window. NaN where less than half of the particle is
+        seen or it cannot be told from its background.
     """
-    used = template.mask & usable & np.isfinite(window)
-    if used.sum() < 0.5 * template.mask.sum():
-        return np.full(2, np.nan), np.nan
-    columns = template.basis[used]
-    normal = columns.T @ columns
-    normal[np.diag_indices(len(normal))] *= 1 + 1e-9
-    try:
-        found = np.linalg.solve(normal, columns.T @ window[used])
-    except np.linalg.LinAlgError:
-        return np.full(2, np.nan), np.nan
-    contrast = found[3]
-    if contrast < 0.05:
-        return np.full(2, np.nan), float(contrast)
-    return np.clip(-found[-2:] / contrast, -_LONGEST_STEP, _LONGEST_STEP), float(contrast)
+    values = window[template.mask].astype(np.float64)
+    known = np.isfinite(values)
+    columns, inverse = template.columns, None
+    if known.all():
+        inverse = template.inverse
+    elif known.sum() >= max(0.5 * len(values), 2 * columns.shape[1]):
+        columns, values = columns[known], values[known]
+        inverse = _inverse(columns)
+    if inverse is None:
+        return NO_FIT
+    found = inverse @ (columns.T @ values)
+    contrast, sigma = float(found[_CONTRAST]), np.full(len(found), np.nan)
+    if errors:
+        left = values - columns @ found
+        spread = np.abs(np.diag(inverse)) * (left @ left) / max(len(values) - len(found), 1)
+        sigma = np.sqrt(spread * likeness_of_neighbours(left, template.mask, known))
+    if contrast < _LEAST_CONTRAST:
+        return NO_FIT._replace(contrast=contrast, contrast_sigma=float(sigma[_CONTRAST]))
+    return Fit(-found[-2:] / contrast, sigma[-2:] / contrast, contrast, float(sigma[_CONTRAST]))
 
 
-def refine_position(cut, start: np.ndarray, scale: float, template: Template, usable: np.ndarray, steps: int = 6
-                    ) -> np.ndarray:
+def likeness_of_neighbours(left: np.ndarray, mask: np.ndarray, known: np.ndarray) -> float:
+    """Sum of the correlations of what a fit leaves over, of a pixel with itself and its eight neighbours; at least 1.
+
+    Independent pixels would give 1. Interpolation and what is left of the background make neighbours alike, so that
+    there are fewer independent values than pixels.
+    """
+    picture, valid = np.zeros(mask.shape), np.zeros(mask.shape, bool)
+    valid[mask] = known
+    picture[valid] = left
+    power, total = (left @ left) / len(left), 1.0
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        a, b = (p[dy:, max(dx, 0):p.shape[1] + min(dx, 0)] for p in (picture, valid))
+        c, d = (p[:p.shape[0] - dy, max(-dx, 0):p.shape[1] - max(dx, 0)] for p in (picture, valid))
+        total += 2 * float((a * c).sum()) / max(int((b & d).sum()), 1) / max(power, 1e-30)
+    return max(total, 1.0)
+
+
+def refine_position(cut, start: np.ndarray, scale: float, template: Template, steps: int = 12) -> Fit:
     """Move a position until the particle lies in the middle of its window.
 
     Parameters
@@ -106,23 +174,23 @@ def refine_position(cut, start: np.ndarray, scale: float, template: Template, us
         Pixel size over that of the reference energy.
     template : Template
         Of the particle.
-    usable : ndarray, shape (n, n), bool
-        Pixels that no other particle covers.
     steps : int
         At most so many.
 
     Returns
     -------
-    ndarray, shape (2,)
-        Raw px; NaN where the fit fails, strays or does not settle.
+    Fit
+        Position NaN where the fit fails, strays or does not settle; the contrast is then that at the start.
     """
     position = start.copy()
     farthest = max(2.5, 0.04 * template.half)
     for _ in range(steps):
-        shift, _ = measure_shift(cut(position), template, usable)
+        fit = measure_shift(cut(position), template, errors=False)
+        shift = np.clip(fit.position, -_LONGEST_STEP, _LONGEST_STEP)
         position = position + shift / scale
-        if not np.abs(position - start).max() < farthest:
-            return np.full(2, np.nan)
-        if np.abs(shift).max() < _CONVERGED:
-            return position
-    return position if np.abs(shift).max() < 10 * _CONVERGED else np.full(2, np.nan)
+        if not np.abs(position - start).max() < farthest or np.abs(shift).max() < _CONVERGED:
+            break
+    there = np.abs(position - start).max() < farthest and np.abs(shift).max() < 10 * _CONVERGED
+    fit = measure_shift(cut(position if there else start), template)
+    return fit._replace(position=position if there else np.full(2, np.nan),
+                        sigma=fit.sigma / scale if there else np.full(2, np.nan))

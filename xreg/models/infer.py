@@ -49,6 +49,10 @@ def bin_frame(frame: torch.Tensor) -> torch.Tensor:
     return total / share.clamp(min=0.25)
 
 
+#: Binned pixels on the shorter side of the smallest frame that the generator takes.
+_LEAST_SIDE = 48
+
+
 def particle_map(optical_density: np.ndarray, weights: Weights, device: str) -> np.ndarray:
     """Clean particle picture of one frame.
 
@@ -73,7 +77,8 @@ def particle_map(optical_density: np.ndarray, weights: Weights, device: str) -> 
         frame = torch.from_numpy(np.ascontiguousarray(optical_density, dtype=np.float32)).to(device)[None, None]
         x = compress(bin_frame(frame))                                          # (1, 1, h, w)
         h, w = x.shape[-2:]
-        x = functional.pad(x, (0, -w % 4, 0, -h % 4), mode="replicate")
+        # A multiple of four, and no less than the network's own padding can be mirrored from.
+        x = functional.pad(x, (0, max(-w % 4, _LEAST_SIDE - w), 0, max(-h % 4, _LEAST_SIDE - h)), mode="replicate")
         x = network(x)[..., :h, :w]
         x = functional.interpolate(x, scale_factor=BINNING, mode="bilinear", align_corners=False)
         return x[0, 0, :height, :width].cpu().numpy()

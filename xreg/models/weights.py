@@ -2,10 +2,13 @@
 
 A graph carries a `Weights` (a path and a hash), never a network; each process loads the file on first use. Pickles are
 refused: reading one runs whatever code its author put in.
+
+    python -m xreg.models.weights [FILE ...]        prints model cards; those of the shipped weights by default
 """
 
 import hashlib
 import json
+import sys
 import threading
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -77,6 +80,22 @@ def card(weights: Weights) -> dict[str, object]:
         return json.loads((file.metadata() or {}).get("card", "{}"))
 
 
+def readable_card(weights: Weights) -> str:
+    """Model card as text: how the weights were made, what was measured, what is known to fail."""
+    lines = [f"{Path(weights.path).name}  sha256 {weights.sha256}"]
+
+    def add(entries: dict, indent: int) -> None:
+        for name, value in entries.items():
+            if isinstance(value, dict):
+                lines.append(f"{' ' * indent}{name}:")
+                add(value, indent + 4)
+            else:
+                lines.append(f"{' ' * indent}{name}: {value}")
+
+    add(card(weights), 2)
+    return "\n".join(lines)
+
+
 def load(weights: Weights, device: str) -> nn.Module:
     """Network of the given weights on a device, ready to be applied; loaded once per process.
 
@@ -130,3 +149,8 @@ def read(weights: Weights) -> nn.Module:
         msg = f"weights {weights.path} cannot be read ({error}); give a file that `xreg train` wrote."
         raise ValueError(msg) from error
     return network
+
+
+if __name__ == "__main__":
+    chosen = [Weights.of(path) for path in sys.argv[1:]] or [shipped("detector"), shipped("refiner")]
+    print("\n\n".join(readable_card(weights) for weights in chosen))

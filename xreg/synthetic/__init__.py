@@ -1,8 +1,8 @@
 """The phantom: raw detector counts of a deforming electrode whose every truth is known analytically.
 
 A `Phantom` draws a handful of particles once, from a seed. Everything else is computed per frame on request: thickness
-and chemistry are analytic functions of a particle's own coordinates, evaluated at the particle's exact sub-pixel place in
-that frame, so nothing is ever resampled, and 6435 frames need no more memory than one.
+and chemistry are analytic functions of a particle's own coordinates, evaluated at the particle's exact sub-pixel place
+in that frame, so nothing is ever resampled, and 6435 frames need no more memory than one.
 
 The order of the optics: particles and background texture absorb (`optical_density`), the zone plate blurs the beam
 behind them, the capillary's illumination with its crackle pattern is multiplied in, and the detector adds photon

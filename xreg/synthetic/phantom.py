@@ -110,7 +110,7 @@ class Phantom:
         blur = np.hypot(self.config.blur, 6.0 if self.frame_status[frame] == FrameStatus.BLURRED else 0.0)
         return ndimage.gaussian_filter(beam, blur) if blur else beam
 
-    # -- what the detector sees -----------------------------------------------------------------------------------------
+    # -- what the detector sees --------------------------------------------------------------------------------------
 
     def counts(self, frame: int) -> np.ndarray:
         """Detector counts of one sample exposure, (y, x) uint16."""
@@ -206,7 +206,7 @@ class Phantom:
         """Background texture at the stage's place in this frame, (y, x), standard deviation about 1."""
         return shifted(self._texture_field, self.rigid[frame], self.scale(frame), self.config.shape)
 
-    # -- the record -------------------------------------------------------------------------------------------------------
+    # -- the record ----------------------------------------------------------------------------------------------------
 
     @property
     def n_flats(self) -> int:

@@ -1,14 +1,14 @@
 """Training of the CycleGAN that finds particles.
 
     xreg train detect runs/detector                     about an hour on two CPU cores
-    xreg train detect runs/detector --preset gpu        the training of the shipped weights
+    xreg train detect runs/detector --preset gpu        the full training
     xreg train detect runs/detector --frames RAW        adapts to your own frames; nothing is annotated
 
 Least-squares adversarial, cycle and identity losses as in Zhu et al. 2017 (doi:10.1109/ICCV.2017.244), with their pool
-of earlier translations. Added to it: where a frame is simulated, its clean picture is known, and a paired loss holds the
-generator to it. An unpaired CycleGAN is free to move, fuse or invent particles as long as it can undo it; the paired
-loss takes this freedom away, and acts alone in the first steps, which are several times cheaper than the full game. With
-`paired=0` and `warm_up=0` the training is the plain CycleGAN.
+of earlier translations. Added to it: where a frame is simulated, its clean picture is known, and a paired loss holds
+the generator to it. An unpaired CycleGAN is free to move, fuse or invent particles as long as it can undo it; the
+paired loss takes this freedom away, and acts alone in the first steps, which are several times cheaper than the full
+game. With `paired=0` and `warm_up=0` the training is the plain CycleGAN.
 """
 
 import random
@@ -110,6 +110,8 @@ def train_detector(
     judge_a, judge_b = Discriminator().to(device), Discriminator().to(device)
     if start:
         clean.load_state_dict(read(start).state_dict())
+    # Channels last take two thirds of the time on a CPU.
+    clean = clean.to(memory_format=torch.channels_last)
     average = deepcopy(clean).eval()
     generators = torch.optim.Adam(chain(clean.parameters(), dirty.parameters()), config.rate, betas=(0.5, 0.999))
     judges = torch.optim.Adam(chain(judge_a.parameters(), judge_b.parameters()), config.judge_rate, betas=(0.5, 0.999))
@@ -125,7 +127,7 @@ def train_detector(
         b = _augment(pictures[_draw(len(pictures), config.batch, device)].float()[:, None])[0]
 
         with run.autocast():
-            fake_b = clean(a)
+            fake_b = clean(a.contiguous(memory_format=torch.channels_last))
             paired = ((fake_b - truth).abs().mean((1, 2, 3)) * known).sum() / known.sum().clamp(min=1)
             loss = config.paired * paired
             numbers = {"paired": paired}
@@ -165,7 +167,7 @@ def train_detector(
 
 
 def _simulated(config: DetectorConfig, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Simulated frames at full resolution and their clean pictures, binned as the network sees them, (N, H, W) float16."""
+    """Simulated frames (N, H, W) at full resolution and their clean pictures, binned as the network sees them."""
     seeds = range(config.seed * 1_000_003, config.seed * 1_000_003 + config.frames)
     pairs = simulate(detection_pair, seeds, config.workers, "simulating frames")
     frames = torch.from_numpy(np.stack([f for f, _ in pairs])).to(device)

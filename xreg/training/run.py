@@ -1,4 +1,4 @@
-"""What both training loops share: settings on disk, checkpoints, a log, sample pictures, simulated data by processes."""
+"""What both training loops share: settings on disk, checkpoints, log, sample pictures, data simulated by processes."""
 
 import json
 import multiprocessing

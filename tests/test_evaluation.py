@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_up import made_up
 
-from xreg.evaluate import evaluate
+from xreg.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,415 @@
+"""Background and particles told apart, from some frames in which contrasts and places differ.
+
+Positions, stage, particles and background are estimated in turn. What is slow to settle that way is taken in one step:
+a particle that hardly moves against the stage could as well be a little stronger, or lie a little elsewhere before the
+edge than behind it, with a ghost of it in the background making up for that.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from scipy import fft, ndimage
+from threadpoolctl import threadpool_limits
+
+from xreg.kernels.geometry import to_reference
+from xreg.kernels.layers import (
+    MARGIN,
+    STAGE_REACH,
+    Layers,
+    Sprite,
+    background_at,
+    first_sample,
+    fit_stage,
+    locate_in_frame,
+    paint,
+)
+from xreg.kernels.planes import sample_plane, spline_coefficients, valid_samples
+from xreg.kernels.subpixel import RIM, Template, likeness_of_neighbours
+
+#: Rounds of locating, and of separating the layers within each.
+ROUNDS, _SEPARATIONS = 5, 2
+#: Positions are moved so many times as far as a fit says: where layers follow slowly, fits say too little.
+_HASTE = 1.4
+#: Shifts (px) below which positions have settled.
+_SETTLED = 0.02
+#: Particles end softly, so many px beyond their outlines.
+_SOFT = 4
+#: The background behind a particle is within so many standard deviations of that beside particles.
+_MOST_TEXTURE = 3.0
+#: Lengths of waves that are told apart.
+_RINGS = 96
+
+
+def make_layers(
+    frames: np.ndarray, start: np.ndarray, stage: np.ndarray, scale: np.ndarray, contour: np.ndarray,
+    rounds: int = ROUNDS,
+) -> Layers:
+    """Separate some frames into background and particles, and locate both, again and again.
+
+    Parameters
+    ----------
+    frames : ndarray, shape (n, y, x), float32
+        Optical density, frames of high contrast and of low; NaN where invalid.
+    start : ndarray, shape (particles, n, 2)
+        Centres of mass, raw px; NaN where not seen.
+    stage : ndarray, shape (n, 2)
+        Where the stage is expected, px at the reference energy.
+    scale : ndarray, shape (n,)
+        Pixel size of each frame over that of the reference energy.
+    contour : ndarray, shape (particles, 2 half + 1, 2 half + 1), bool
+        Outline of each particle.
+    rounds : int
+        How often everything is located anew.
+    """
+    shape = frames.shape[1:]
+    margin = STAGE_REACH + int(np.ceil(np.abs(scale - 1).max(initial=0) * max(shape) / 2))
+    size = (shape[0] + 2 * margin, shape[1] + 2 * margin)
+    bare = Layers(np.zeros(size, np.float32), np.zeros(size, bool), margin,
+                  np.full(contour.shape, np.nan, np.float32), contour)
+    if not len(frames):
+        return bare
+    place, stage = start.copy(), _chain_stages(frames, start, stage, scale, bare)
+    separation = _Separation(frames, scale, bare, place)
+    unguessed = np.zeros(len(place), bool)
+    for _ in range(rounds):
+        layers = separation.separate(place, stage)
+        moved, still = place.copy(), stage.copy()
+        found = _each(lambda k, layers=layers, place=place, stage=stage: locate_in_frame(
+            frames[k], place[:, k], unguessed, stage[k], float(scale[k]), layers), len(frames))
+        for k, fits in enumerate(found):
+            known = np.isfinite(fits.position).all(-1)
+            moved[known, k] = fits.position[known]
+            if np.isfinite(fits.stage).all():
+                still[k] = fits.stage
+        shift = moved - place
+        # Fits give shifts, not new origins: particles stay where their centres of mass are on average.
+        place = place + _HASTE * (shift - _mean_over_frames(shift))
+        stage = still - (still - stage).mean(axis=0)
+        if not np.isfinite(shift).any() or np.nanquantile(np.abs(shift), 0.95) < _SETTLED:
+            break
+    return separation.separate(place, stage)
+
+
+def _each(function, n: int) -> list:
+    """Results of a function of 0 ... n - 1, worked out by a few threads."""
+    # One thread each for the small matrices inside: more only wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        return list(pool.map(function, range(n)))
+
+
+def _mean_over_frames(shift: np.ndarray) -> np.ndarray:
+    """Mean (particles, 1, 2) of shifts (particles, n, 2) over the frames that have one; 0 where none has."""
+    known = np.isfinite(shift)
+    return np.where(known, shift, 0).sum(1, keepdims=True) / np.maximum(known.sum(1, keepdims=True), 1)
+
+
+def _chain_stages(frames, place, stage, scale, bare: Layers) -> np.ndarray:
+    """Stage of each frame (n, 2), each fitted to the mean of those before it; the expected place where that fails."""
+    total, count = np.zeros(bare.background.shape), np.zeros(bare.background.shape)
+    found, offset = stage.copy(), np.zeros(2)
+    for k, frame in enumerate(frames):
+        open_field = np.isfinite(frame) & ~paint(frame.shape, place[:, k], float(scale[k]), bare.rims)
+        found[k] = stage[k] + offset
+        if k:
+            known = count > 0
+            mean = np.where(known, total / np.maximum(count, 1), 0).astype(np.float32)
+            so_far = Layers(mean, known, bare.margin, bare.pictures, bare.contour)
+            fitted, _ = fit_stage(frame, open_field, found[k], float(scale[k]), so_far)
+            if np.isfinite(fitted).all():
+                found[k], offset = fitted, fitted - stage[k]
+        level = np.float32(np.median(frame[open_field]) if open_field.any() else 0)
+        picture, seen = _on_stage(np.where(open_field, frame - level, np.float32(0)),
+                                  ndimage.binary_erosion(open_field, iterations=2), found[k], float(scale[k]), bare)
+        total += np.where(seen, picture, 0)
+        count += seen
+    return found
+
+
+def _on_stage(
+    frame: np.ndarray, valid: np.ndarray, stage: np.ndarray, scale: float, layers: Layers,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A frame without NaN sampled on the background's grid, and where it is valid."""
+    first = -first_sample(frame.shape, stage, scale, layers.margin) / scale
+    shape = layers.background.shape
+    return (sample_plane(spline_coefficients(frame), first, 1 / scale, shape),
+            valid_samples(valid, first, 1 / scale, shape))
+
+
+def _mean_place(place: np.ndarray) -> np.ndarray:
+    """Mean (particles, 2) of each particle's places (particles, n, 2) where it is seen; NaN where it never is."""
+    known = np.isfinite(place)
+    return np.where(known.any(1), np.where(known, place, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
+
+
+class _Particle:
+    """One particle on all frames: its outline and picture, its contrast in each frame."""
+
+    def __init__(self, contour: np.ndarray):
+        far = np.abs(np.argwhere(contour) - contour.shape[-1] // 2).max(initial=0) + RIM + _SOFT
+        self.half = int(min(far, contour.shape[-1] // 2))
+        middle, self.whole = contour.shape[-1] // 2, contour.shape
+        self.crop = (slice(middle - self.half, middle + self.half + 1),) * 2
+        self.contour = contour[self.crop]
+        self.rim = ndimage.binary_dilation(self.contour, iterations=3)
+        self.support = ndimage.gaussian_filter(
+            ndimage.binary_dilation(self.contour, iterations=_SOFT).astype(np.float32), 1)
+        self.side = 2 * self.half + 1
+        self.picture: np.ndarray | None = None
+        self.sprite: Sprite | None = None
+        self.contrast = np.zeros(0)
+
+    def show(self, picture: np.ndarray) -> None:
+        """Take a picture for the particle's."""
+        self.picture, self.sprite = picture, Sprite.of(picture)
+
+    def begin(self, windows: np.ndarray) -> None:
+        """First contrasts (n,), and a picture as the part of the windows (n, h, w) that changes with the contrast."""
+        inner = ndimage.binary_erosion(self.contour, iterations=2)
+        inner = inner if inner.any() else self.contour
+        around = ndimage.binary_dilation(self.rim, iterations=3) & ~self.rim
+        contrast = np.full(len(windows), np.nan)
+        for k, window in enumerate(windows):
+            inside, outside = (window[m][np.isfinite(window[m])] for m in (inner, around))
+            if inside.size > 0.5 * inner.sum() and outside.size > 0.2 * around.sum():
+                contrast[k] = inside.mean() - np.median(outside)
+                windows[k] -= np.float32(np.median(outside))
+        self.contrast = np.full(len(windows), np.nan)
+        seen = np.flatnonzero(contrast > 0)
+        if not seen.size:
+            return
+        self.contrast[seen] = contrast[seen] / np.quantile(contrast[seen], 0.75)
+        self.show(_changing_part(windows[seen], self.contrast[seen]) * self.support)
+
+    def fit(self, windows: np.ndarray) -> None:
+        """Contrast of each window (n, h, w), then the picture that fits them all."""
+        seen = np.flatnonzero(np.isfinite(self.contrast))
+        for k in seen:
+            used = self.rim & np.isfinite(windows[k])
+            ours = self.picture[used].astype(float)
+            self.contrast[k] = (ours @ windows[k][used]) / max(ours @ ours, 1e-12)
+        contrast = np.maximum(self.contrast[seen], 0.02)
+        self.contrast[seen] = contrast / np.quantile(contrast, 0.75)
+        valid = np.isfinite(windows[seen])
+        share = np.where(valid, self.contrast[seen][:, None, None], 0).astype(np.float32)
+        total = (share * np.nan_to_num(windows[seen])).sum(0) / np.maximum((share**2).sum(0), 1e-6)
+        self.show(total * self.support)
+
+    def full_picture(self) -> np.ndarray:
+        """The picture in the window of all particles; all NaN if never seen."""
+        if self.picture is None:
+            return np.full(self.whole, np.nan, np.float32)
+        full = np.zeros(self.whole, np.float32)
+        full[self.crop] = self.picture
+        return full
+
+
+def _changing_part(windows: np.ndarray, contrast: np.ndarray) -> np.ndarray:
+    """The part of windows (n, h, w) that is proportional to the contrast (n,), whatever stays the same."""
+    spread = contrast - contrast.mean()
+    if (spread**2).sum() < 0.02 * len(contrast):        # nothing changes: all of it is the particle
+        spread = contrast
+    weight = np.where(np.isfinite(windows), spread[:, None, None], 0)
+    return ((weight * np.nan_to_num(windows)).sum(0) / np.maximum((weight**2).sum(0), 1e-6)).astype(np.float32)
+
+
+class _Separation:
+    """Alternating least squares of background and particles with given positions."""
+
+    def __init__(self, frames: np.ndarray, scale: np.ndarray, bare: Layers, place: np.ndarray):
+        self.bare, self.scale = bare, [float(s) for s in scale]
+        self.valid = [np.isfinite(f) for f in frames]
+        # A rim of the frame and of its holes is left out: there the spline has nothing to lean on.
+        self.sure = [ndimage.binary_erosion(v, iterations=2) for v in self.valid]
+        open_field = [v & ~paint(f.shape, place[:, k], self.scale[k], bare.rims)
+                      for k, (f, v) in enumerate(zip(frames, self.valid, strict=True))]
+        self.frames = [np.where(v, f - np.float32(np.median(f[o]) if o.any() else 0), np.float32(0))
+                       for f, v, o in zip(frames, self.valid, open_field, strict=True)]
+        self.background = bare.background, bare.known
+        self.particles = [_Particle(c) for c in bare.contour]
+        windows = self._windows(place, [spline_coefficients(f) for f in self.frames])
+        for p, (particle, seen) in enumerate(zip(self.particles, windows, strict=True)):
+            # What lies under a neighbour's outline is the neighbour's.
+            covered = self._covered(p, place) & ~particle.contour
+            particle.support *= ndimage.gaussian_filter((~covered).astype(np.float32), 1)
+            seen[:, covered] = np.nan
+            particle.begin(seen)
+
+    def _covered(self, particle: int, place: np.ndarray) -> np.ndarray:
+        """Where in a particle's window its neighbours' outlines lie on average, (h, w) bool."""
+        ours = self.particles[particle]
+        apart = _mean_place((place - place[particle]) * np.array(self.scale)[:, None])
+        apart[particle] = np.nan
+        return paint((ours.side, ours.side), apart + ours.half, 1.0, self.bare.contour)
+
+    def _windows(self, place: np.ndarray, splines: list[np.ndarray]) -> list[np.ndarray]:
+        """Each particle's windows (n, h, w) of frames given by their splines, NaN where it is not seen."""
+
+        def cut(p):
+            particle, track = self.particles[p], place[p]
+            windows = np.full((len(splines), particle.side, particle.side), np.nan, np.float32)
+            for k in np.flatnonzero(np.isfinite(track).all(-1)):
+                step = 1 / self.scale[k]
+                first = track[k] - particle.half * step
+                windows[k] = sample_plane(splines[k], first, step, windows.shape[1:])
+                windows[k][~valid_samples(self.valid[k], first, step, windows.shape[1:])] = np.nan
+            return windows
+
+        return _each(cut, len(place))
+
+    def separate(self, place: np.ndarray, stage: np.ndarray) -> Layers:
+        """Layers that, put where particles (particles, n, 2) and stage (n, 2) are, come nearest to the frames."""
+        bare = self.bare
+        for again in range(_SEPARATIONS + 1):
+            # What was found last, with its ghosts taken out, is the better start.
+            if again or not self.background[1].any():
+                self.background = self._fit_background(place, stage)
+            if again < _SEPARATIONS:
+                windows = self._fit_particles(place, stage)
+        background, known = self.background
+        centre = to_reference(place, np.array(self.scale), self.frames[0].shape) - stage + bare.margin
+        self._take_out_ghosts(background, known, centre, windows)
+        pictures = np.array([p.full_picture() for p in self.particles]).reshape(bare.contour.shape)
+        return Layers(background, known, bare.margin, pictures, bare.contour)
+
+    def _left(self, k: int, place: np.ndarray) -> np.ndarray:
+        """What the particles leave of frame k, (y, x)."""
+        left = self.frames[k].copy()
+        for particle, centre in zip(self.particles, place[:, k], strict=True):
+            if particle.sprite is None or not np.isfinite(particle.contrast[k]):
+                continue
+            far = particle.half / self.scale[k]
+            low = np.maximum(np.floor(centre - far).astype(int), 0)
+            high = np.minimum(np.ceil(centre + far).astype(int) + 1, left.shape)
+            if (high > low).all():
+                drawn = particle.sprite.draw(centre - low, self.scale[k], tuple(high - low))
+                left[low[0]:high[0], low[1]:high[1]] -= np.float32(particle.contrast[k]) * drawn
+        return left
+
+    def _fit_particles(self, place: np.ndarray, stage: np.ndarray) -> list[np.ndarray]:
+        """Fit all particles to what the background and their neighbours leave of their windows; returns the latter."""
+        layers = Layers(*self.background, self.bare.margin, self.bare.pictures, self.bare.contour)
+        shape, n = self.frames[0].shape, len(self.frames)
+        splines = _each(lambda k: spline_coefficients(
+            self._left(k, place) - background_at(layers, stage[k], self.scale[k], shape)), n)
+        windows = self._windows(place, splines)
+        for particle, left in zip(self.particles, windows, strict=True):
+            if particle.picture is not None:
+                left += np.nan_to_num(particle.contrast, nan=0.0)[:, None, None].astype(np.float32) * particle.picture
+                particle.fit(left)
+        return windows
+
+    def _fit_background(self, place: np.ndarray, stage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of what the particles leave of the frames, (Y, X), as far as it is no noise, and where it is known."""
+        size = self.bare.background.shape
+        sums, counts = np.zeros((2, *size), np.float32), np.zeros((2, *size), np.float32)
+        drawn = _each(lambda k: _on_stage(self._left(k, place), self.sure[k], stage[k], self.scale[k], self.bare),
+                      len(self.frames))
+        for k, (picture, seen) in enumerate(drawn):
+            sums[k % 2] += np.where(seen, picture, 0)
+            counts[k % 2] += seen
+        count = counts.sum(0)
+        known = count > 0.3 * len(self.frames)
+        mean = np.where(known, sums.sum(0) / np.maximum(count, 1), 0)
+        return _without_noise(mean, sums, counts, known), known
+
+    def _take_out_ghosts(self, background, known, centre, windows) -> None:
+        """Take out of the background, in place, the ghosts that neither the frames nor its texture speak for.
+
+        A ghost is the particle's picture, or its slope along y or x, at its mean place on the stage. The frames tell it
+        by how far the particle moves against the stage; the texture elsewhere, which has few waves as short as an
+        outline, tells how much of a ghost can be texture by chance. Both are linear fits, and are weighed against each
+        other by what they know.
+        """
+        if not known.any() or not background.any():
+            return
+        size = [fft.next_fast_len(n, real=True) for n in background.shape]
+        open_ = known & ~paint(background.shape, _mean_place(centre), 1.0, self.bare.rims)
+        if open_.sum() < 1000:
+            return
+        # Behind a particle the background is like elsewhere.
+        middle, spread = np.median(background[open_]), background[open_].std()
+        np.clip(background, middle - _MOST_TEXTURE * spread, middle + _MOST_TEXTURE * spread, out=background,
+                where=~open_ & known)
+        texture = np.where(open_, background - background[open_].mean(), np.float32(0))
+        power, ring = _power(fft.rfft2(texture, size), size)
+        # Made white, texture has variance 1 in every pixel.
+        even = (1 / np.sqrt(np.maximum(power, 1e-4 * power.max()) / open_.sum())).astype(np.float32)
+        white = fft.irfft2(fft.rfft2(background, size) * even[ring], size)[: background.shape[0], : background.shape[1]]
+        for particle, track, left in zip(self.particles, centre, windows, strict=True):
+            seen = np.flatnonzero(np.isfinite(particle.contrast))
+            if particle.picture is None or not seen.size:
+                continue
+            middle = track[seen].mean(axis=0)
+            low = np.rint(middle).astype(int) - particle.half - MARGIN
+            side = fft.next_fast_len(particle.side + 2 * MARGIN, real=True)
+            # The part of the window that lies on the background: `here` in the background, `ours` in the window.
+            here = tuple(slice(max(a, 0), min(a + side, n)) for a, n in zip(low, background.shape, strict=True))
+            ours = tuple(slice(h.start - a, h.stop - a) for h, a in zip(here, low, strict=True))
+            ghosts = _ghosts(particle.sprite, middle - low, (side, side))
+            seeming = fft.irfft2(fft.rfft2(ghosts) * even[_rings([side, side])], (side, side))[:, *ours].reshape(3, -1)
+            normal, right = seeming @ seeming.T, seeming @ white[here].ravel()
+            more, said = self._what_frames_say(particle, track - middle, left, seen)
+            amount = np.linalg.solve(normal + more + 1e-9 * np.eye(3) * np.trace(normal), right - said)
+            background[here] -= np.where(known[here], np.tensordot(amount, ghosts, 1)[ours], 0).astype(np.float32)
+
+    @staticmethod
+    def _what_frames_say(particle, moved, windows, seen) -> tuple[np.ndarray, np.ndarray]:
+        """Normal matrix and right side of the fit of ghosts to what particle and background leave of the frames."""
+        template = Template.of(particle.picture, particle.contour)
+        inner = (slice(particle.half - template.half, particle.half + template.half + 1),) * 2
+        mask = template.mask
+        absorbed, _ = np.linalg.qr(template.basis[mask])
+        shape, middle = template.mask.shape, np.full(2, float(template.half))
+        left, columns = [], []
+        for k in seen:
+            window = windows[k][inner][mask] - particle.contrast[k] * template.picture[mask]
+            valid = np.isfinite(window)
+            drawn = _ghosts(particle.sprite, middle - moved[k], shape)[:, mask].T
+            drawn, window = np.where(valid[:, None], drawn, 0), np.where(valid, window, 0)
+            left.append(window - absorbed @ (absorbed.T @ window))
+            columns.append(drawn - absorbed @ (absorbed.T @ drawn))
+        # What is the same in all frames, up to the contrast, is part of the picture.
+        contrast = particle.contrast[seen]
+        columns, left = np.array(columns), np.array(left)
+        columns -= contrast[:, None, None] * np.tensordot(contrast, columns, 1) / (contrast @ contrast)
+        left -= contrast[:, None] * (contrast @ left) / (contrast @ contrast)
+        alike = np.median([likeness_of_neighbours(row, mask, np.ones(len(row), bool)) for row in left])
+        noise = np.maximum((left**2).mean(), 1e-12) * alike
+        return np.einsum("kic,kid->cd", columns, columns) / noise, np.einsum("kic,ki->c", columns, left) / noise
+
+
+def _ghosts(sprite: Sprite, centre: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A picture and its slopes along y and x about a centre, (3, h, w)."""
+    drawn = sprite.draw(centre, 1.0, shape)
+    return np.stack([drawn, *np.gradient(drawn)])
+
+
+def _without_noise(mean: np.ndarray, sums: np.ndarray, counts: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Wiener estimate of a mean picture: waves in which its two halves do not agree are noise and are taken out."""
+    both = known & (counts > 0).all(0)
+    if not both.any():
+        return mean.astype(np.float32)
+    first, second = (np.where(both, s / np.maximum(c, 1), 0) for s, c in zip(sums, counts, strict=True))
+    size = [fft.next_fast_len(n, real=True) for n in mean.shape]
+    waves = fft.rfft2(mean.astype(np.float32), size)
+    power, ring = _power(waves, size)
+    noise, _ = _power(fft.rfft2(((first - second) / 2).astype(np.float32), size), size)
+    share = np.clip(1 - noise / np.maximum(power, 1e-30), 0, 1).astype(np.float32)
+    kept = fft.irfft2(waves * share[ring], size)[: mean.shape[0], : mean.shape[1]]
+    return np.where(known, kept, 0).astype(np.float32)
+
+
+def _power(waves: np.ndarray, size: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean power of waves (from rfft2) by their length, and to which length each belongs."""
+    ring = _rings(size)
+    count = np.bincount(ring.ravel(), minlength=_RINGS)
+    power = np.bincount(ring.ravel(), (waves.real**2 + waves.imag**2).ravel(), _RINGS)
+    # Small pictures have no wave of some lengths; those of the next shorter stand in.
+    return np.interp(np.arange(_RINGS), np.flatnonzero(count), (power / np.maximum(count, 1))[count > 0]), ring
+
+
+def _rings(size: list[int]) -> np.ndarray:
+    """Number of each wave (of rfft2) by its length, 0 the longest."""
+    ky, kx = fft.fftfreq(size[0])[:, None], fft.rfftfreq(size[1])
+    return np.minimum((np.hypot(ky, kx) * (_RINGS * 4 / 3)).astype(int), _RINGS - 1)
