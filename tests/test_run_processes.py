@@ -64,6 +64,7 @@ def wait_for(condition, seconds=60):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_nothing_but_its_own_block(raw, whole, pool, tmp_path):
     out = tmp_path / "out.zarr"
     killed = []
