@@ -22,7 +22,7 @@ TEMPLATE_FRAMES, TEMPLATE_BYTES = 16, 2**27
 #: Frames of at least this share of the highest contrast are strong.
 _STRONG = 0.6
 #: A particle that was not detected is accepted at this many standard errors of its contrast, and if its contrast is
-#: between these shares of what it should be. It is denied if the contrast is surely below the lower one.
+#: between these shares of what it should be. It is denied if the contrast is below the lower one and surely too low.
 _SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 2.0
 #: Of two outlines that share this part of the smaller one, and are detected together in less than this part of the
 #: frames that show the rarer one, one is a piece of the other.
@@ -263,8 +263,8 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     Contrasts run alike: in each frame every particle has about the same share of its template's contrast, up to a
     factor of its own. A particle that was detected stays, at its fitted position, or at its centre of mass where the
     fit fails. One that was only looked for is seen if its contrast is significant and near what it should be. It is
-    denied if its contrast is surely too low; a track that more frames deny than show was an invention, of the detector
-    or of the linking, and is dropped.
+    denied if its contrast is surely too low; a track for which denials weigh more than sightings was an invention, of
+    the detector or of the linking, and is dropped.
 
     Parameters
     ----------
@@ -287,11 +287,14 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     should = _expected_contrast(np.where(detected, contrast, np.nan))
     seen = fitted & ~detected & (contrast > _SURE * error)
     seen &= ~((contrast < _LEAST_SHARE * should) | (contrast > _MOST_SHARE * should))
-    denied = ~detected & (contrast + 3 * error < _LEAST_SHARE * should)
+    denied = ~detected & (contrast < _LEAST_SHARE * should) & (contrast + 3 * error < should)
     # What no frame gives a picture of, although others have one, is not there.
     has_picture = np.isfinite(contrast).any(axis=1)
     denied |= ~detected & ~has_picture[:, None] & has_picture.any()
-    kept = np.flatnonzero((detected | seen).sum(axis=1) > denied.sum(axis=1))
+    # A sighting speaks for a track as loudly as it is significant, a denial as loudly as the sighting would have been.
+    with np.errstate(all="ignore"):
+        shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, should))
+    kept = np.flatnonzero((shown * (detected | seen)).sum(axis=1) > (missed * denied).sum(axis=1))
     position = np.where((detected | seen)[..., None], position, np.nan)
     position = np.where((detected & ~fitted)[..., None], coarse, position)
     sigma = np.where((seen | (detected & fitted))[..., None], sigma, np.nan)

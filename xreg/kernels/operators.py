@@ -282,6 +282,8 @@ def fix_ranges(energy: np.ndarray, mean: np.ndarray, settings: EdgeSettings) -> 
     if not energy[1] <= e0 <= energy[-2]:
         return OUT_OF_RANGE
     r = resolve_ranges(energy, e0, **settings.ranges)
+    if r.norm1 <= 0 or max(r.pre1, r.pre2) >= 0:
+        return TOO_FEW_ENERGIES
     return replace(settings, e0=e0, pre1=r.pre1, pre2=r.pre2, norm1=r.norm1, norm2=r.norm2, nnorm=r.nnorm)
 
 
