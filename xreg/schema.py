@@ -40,6 +40,7 @@ class FitStatus(IntEnum):
     NO_EDGE = 3
     OUT_OF_RANGE = 4
     TOO_FEW_ENERGIES = 5
+    BAD_FRAMES = 6
 
 
 @dataclass(frozen=True)

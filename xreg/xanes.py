@@ -13,7 +13,15 @@ import numpy as np
 import xarray as xr
 
 from xreg.kernels import edge
-from xreg.kernels.operators import DEFINITIONS, OUTSIDE, TOO_FEW_ENERGIES, EdgeSettings, fix_ranges
+from xreg.kernels.operators import (
+    BAD_FRAMES,
+    DEFINITIONS,
+    OUTSIDE,
+    TOO_FEW_ENERGIES,
+    EdgeSettings,
+    fix_ranges,
+    grid_supports,
+)
 from xreg.kernels.preedge import merge_repeats, resolve_ranges, to_electronvolts, warn_of_changes
 from xreg.scans import alike, by_scan, outline_blocks
 from xreg.schema import RESULT, FitStatus, flag_attrs
@@ -68,7 +76,8 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
     Notes
     -----
     One task per particle and scan; a task holds that block once in float32, and batches of 1024 spectra in float64.
-    Scans with too few energies for a fit, such as two, give NaN and the status `too_few_energies`.
+    Scans with too few energies for a fit, such as two, give NaN and the status `too_few_energies`; where the scan has
+    enough of them, but frames that are bad or do not show the pixel took them away, the status is `bad_frames`.
     """
     settings = edge_settings(aligned, **settings)
     stack, energies, scans = by_scan(aligned)
@@ -256,7 +265,7 @@ def _fit_particle(energy: np.ndarray, spectra: np.ndarray, settings: EdgeSetting
     mean, core = _mean_spectrum(spectra, finite)
     fixed = fix_ranges(energy, mean, settings)
     if not isinstance(fixed, EdgeSettings):
-        return edge.blank_fit(spectra.shape[1:], settings, fixed)
+        return _name_bad_frames(edge.blank_fit(spectra.shape[1:], settings, fixed), energy, finite, settings)
     known, sample = np.isfinite(mean), core[:: 1 + len(core) // _SAMPLE]
     drift = edge.drift_variance(energy[known], spectra[np.ix_(known, sample)], mean[known], fixed)
     out = edge.blank_fit(spectra.shape[1:], settings, TOO_FEW_ENERGIES)
@@ -266,7 +275,17 @@ def _fit_particle(energy: np.ndarray, spectra: np.ndarray, settings: EdgeSetting
             found = edge.edge_energies(energy[rows], part, fixed, mean[rows], len(core), drift)
             for name, values in found.items():
                 out[name][columns] = values
-    return out
+    return _name_bad_frames(out, energy, finite, fixed)
+
+
+def _name_bad_frames(
+    maps: dict[str, np.ndarray], energy: np.ndarray, finite: np.ndarray, settings: EdgeSettings
+) -> dict[str, np.ndarray]:
+    """Tell pixels that lack energies because frames are missing from those whose scan never had enough."""
+    short = (maps["fit_status"] == TOO_FEW_ENERGIES) & ~finite.all(axis=0)
+    if short.any() and grid_supports(energy, settings):
+        maps["fit_status"][short] = BAD_FRAMES
+    return maps
 
 
 def _mean_spectrum(spectra: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from xreg.kernels.baseline import Baseline, particle_baseline, pixel_baseline
 from xreg.kernels.localfit import crossing, gains, local_polynomial, slopes, slow_noise, top_curvature
 from xreg.kernels.preedge import Ranges, find_e0, fixed_ranges, resolve_ranges
 
-OK, OUTSIDE, THIN, NO_EDGE, OUT_OF_RANGE, TOO_FEW_ENERGIES = range(6)
+OK, OUTSIDE, THIN, NO_EDGE, OUT_OF_RANGE, TOO_FEW_ENERGIES, BAD_FRAMES = range(7)
 #: What each named edge energy means.
 DEFINITIONS = {
     "half_step": "energy where the spectrum passes half of its edge step above the pre-edge line",
@@ -305,6 +305,13 @@ def settings_key(settings: EdgeSettings) -> EdgeSettings:
     """The part of the settings on which `Curves` depend, so that the cache is not missed for the rest."""
     return EdgeSettings(
         bandwidth=settings.bandwidth, peak_bandwidth=settings.peak_bandwidth, search=settings.search)
+
+
+def grid_supports(energy: np.ndarray, settings: EdgeSettings) -> bool:
+    """Whether a scan of these ascending energies (n,) could be fitted if none were missing; no without an `e0`."""
+    if settings.e0 is None or len(energy) < 5 or not energy[1] <= settings.e0 <= energy[-2]:
+        return False
+    return supports(energy, resolve_ranges(energy, settings.e0, **settings.ranges), settings)
 
 
 def supports(energy: np.ndarray, ranges: Ranges, settings: EdgeSettings) -> bool:
