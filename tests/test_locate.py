@@ -99,8 +99,8 @@ def test_a_frame_depends_on_itself_and_the_layers_alone(scene, no_compute):
 def test_without_layers_the_centres_of_mass_stay(scene):
     frames, _, rough, phantom = scene
     contour = phantom.truth()["contour"].values
-    nothing = make_layers(np.zeros((0, 240, 250), np.float32), np.zeros((4, 0, 2)), np.zeros((0, 2)), np.zeros(0),
-                          contour)
+    nothing = make_layers(np.zeros((0, 240, 250), np.float32), np.zeros((4, 0, 2)), np.zeros((4, 0), bool),
+                          np.zeros((0, 2)), np.zeros(0), contour)
     start, guessed = rough[:, :1].copy(), np.zeros((4, 1), bool)
     rows = locate_block(frames[:1], start, guessed, np.zeros((1, 2)), np.ones(1), nothing)
     assert np.isnan(rows).all()

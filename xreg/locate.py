@@ -245,9 +245,8 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
     energy = candidates["energy"].values
     scale = _scale(energy, normalized.attrs)
     chosen = choose_template_frames(candidates["contrast"].values, energy, frames_that_fit(density.shape[1:]))
-    seen = np.where(guessed[..., None], np.nan, start)
-    layers = dask.delayed(make_layers)(
-        density[chosen], seen[:, chosen], stage[chosen], scale[chosen], candidates["contour"].values)
+    layers = dask.delayed(make_layers)(density[chosen], start[:, chosen], guessed[:, chosen], stage[chosen],
+                                       scale[chosen], candidates["contour"].values)
     frames = density.chunks[0]
     found = da.blockwise(
         locate_block, "pfv", density, "fyx", da.from_array(start, chunks=(-1, frames, -1)), "qfa",

@@ -31,6 +31,8 @@ from xreg.kernels.subpixel import RIM, Template, likeness_of_neighbours
 ROUNDS, _SEPARATIONS = 5, 2
 #: Positions are moved so many times as far as a fit says: where layers follow slowly, fits say too little.
 _HASTE = 1.4
+#: Turns in which particles that touch are fitted: where both may have made a pixel dark, fits follow each other slowly.
+_TURNS = 8
 #: Shifts (px) below which positions have settled.
 _SETTLED = 0.02
 #: Particles end softly, so many px beyond their outlines.
@@ -42,8 +44,8 @@ _RINGS = 96
 
 
 def make_layers(
-    frames: np.ndarray, start: np.ndarray, stage: np.ndarray, scale: np.ndarray, contour: np.ndarray,
-    rounds: int = ROUNDS,
+    frames: np.ndarray, start: np.ndarray, guessed: np.ndarray, stage: np.ndarray, scale: np.ndarray,
+    contour: np.ndarray, rounds: int = ROUNDS,
 ) -> Layers:
     """Separate some frames into background and particles, and locate both, again and again.
 
@@ -52,7 +54,10 @@ def make_layers(
     frames : ndarray, shape (n, y, x), float32
         Optical density, frames of high contrast and of low; NaN where invalid.
     start : ndarray, shape (particles, n, 2)
-        Centres of mass, raw px; NaN where not seen.
+        Centres of mass, raw px; NaN where not in the frame.
+    guessed : ndarray, shape (particles, n), bool
+        Whether a particle was not detected there, so that it is only known where it should be. Such a place is neither
+        fitted nor taken for background: a particle that was missed would leave a ghost there.
     stage : ndarray, shape (n, 2)
         Where the stage is expected, px at the reference energy.
     scale : ndarray, shape (n,)
@@ -69,8 +74,8 @@ def make_layers(
                   np.full(contour.shape, np.nan, np.float32), contour)
     if not len(frames):
         return bare
-    place, stage = start.copy(), _chain_stages(frames, start, stage, scale, bare)
-    separation = _Separation(frames, scale, bare, place)
+    place, stage = np.where(guessed[..., None], np.nan, start), _chain_stages(frames, start, stage, scale, bare)
+    separation = _Separation(frames, scale, bare, place, np.where(guessed[..., None], start, np.nan))
     unguessed = np.zeros(len(place), bool)
     for _ in range(rounds):
         layers = separation.separate(place, stage)
@@ -86,7 +91,7 @@ def make_layers(
         # Fits give shifts, not new origins: particles stay where their centres of mass are on average.
         place = place + _HASTE * (shift - _mean_over_frames(shift))
         stage = still - (still - stage).mean(axis=0)
-        if not np.isfinite(shift).any() or np.nanquantile(np.abs(shift), 0.95) < _SETTLED:
+        if np.sqrt((np.nan_to_num(shift - _mean_over_frames(shift)) ** 2).mean((1, 2))).max(initial=0) < _SETTLED:
             break
     return separation.separate(place, stage)
 
@@ -216,11 +221,12 @@ def _changing_part(windows: np.ndarray, contrast: np.ndarray) -> np.ndarray:
 class _Separation:
     """Alternating least squares of background and particles with given positions."""
 
-    def __init__(self, frames: np.ndarray, scale: np.ndarray, bare: Layers, place: np.ndarray):
+    def __init__(self, frames: np.ndarray, scale: np.ndarray, bare: Layers, place: np.ndarray, guess: np.ndarray):
         self.bare, self.scale = bare, [float(s) for s in scale]
         self.valid = [np.isfinite(f) for f in frames]
         # A rim of the frame and of its holes is left out: there the spline has nothing to lean on.
-        self.sure = [ndimage.binary_erosion(v, iterations=2) for v in self.valid]
+        self.sure = [ndimage.binary_erosion(v, iterations=2) & ~paint(v.shape, guess[:, k], s, bare.rims)
+                     for k, (v, s) in enumerate(zip(self.valid, self.scale, strict=True))]
         open_field = [v & ~paint(f.shape, place[:, k], self.scale[k], bare.rims)
                       for k, (f, v) in enumerate(zip(frames, self.valid, strict=True))]
         self.frames = [np.where(v, f - np.float32(np.median(f[o]) if o.any() else 0), np.float32(0))
@@ -229,11 +235,15 @@ class _Separation:
         self.particles = [_Particle(c) for c in bare.contour]
         windows = self._windows(place, [spline_coefficients(f) for f in self.frames])
         for p, (particle, seen) in enumerate(zip(self.particles, windows, strict=True)):
-            # What lies under a neighbour's outline is the neighbour's.
-            covered = self._covered(p, place) & ~particle.contour
-            particle.support *= ndimage.gaussian_filter((~covered).astype(np.float32), 1)
-            seen[:, covered] = np.nan
+            # At first what lies under a neighbour's outline is the neighbour's, and what is under both is divided.
+            covered = self._covered(p, place)
+            theirs = covered & ~particle.contour
+            seen[:, theirs] = np.nan
             particle.begin(seen)
+            if particle.picture is not None and covered.any():
+                ours = ndimage.gaussian_filter((~theirs).astype(np.float32), 1)
+                particle.show(particle.picture * ours * np.where(covered, np.float32(0.5), np.float32(1)))
+        self.touching = self._find_touching(place)
 
     def _covered(self, particle: int, place: np.ndarray) -> np.ndarray:
         """Where in a particle's window its neighbours' outlines lie on average, (h, w) bool."""
@@ -296,8 +306,56 @@ class _Separation:
         for particle, left in zip(self.particles, windows, strict=True):
             if particle.picture is not None:
                 left += np.nan_to_num(particle.contrast, nan=0.0)[:, None, None].astype(np.float32) * particle.picture
-                particle.fit(left)
+        for p, particle in enumerate(self.particles):
+            if particle.picture is not None and not self.touching[p]:
+                particle.fit(windows[p])
+        self._fit_touching(place, windows)
         return windows
+
+    def _find_touching(self, place: np.ndarray) -> list[list[int]]:
+        """For each particle the others whose pictures its own overlaps where they come closest."""
+        touching: list[list[int]] = [[] for _ in self.particles]
+        for p, ours in enumerate(self.particles):
+            for q, theirs in enumerate(self.particles[:p]):
+                apart = (place[p] - place[q]) * np.array(self.scale)[:, None]
+                distance = np.where(np.isfinite(apart).all(-1), np.hypot(*apart.T), np.inf)
+                k = int(np.argmin(distance))
+                if ours.picture is None or theirs.picture is None or not np.isfinite(distance[k]):
+                    continue
+                laid = paint(theirs.support.shape, (apart[k] + theirs.half)[None], 1.0, (ours.support > 0)[None])
+                if (laid & (theirs.support > 0)).any():
+                    touching[p].append(q)
+                    touching[q].append(p)
+        return touching
+
+    def _fit_touching(self, place: np.ndarray, windows: list[np.ndarray]) -> None:
+        """Fit particles that touch, one after the other and again; what one gains is taken off the others' windows."""
+        drawn = {(p, q): self._drawn_for(p, q, place) for p, near in enumerate(self.touching) for q in near}
+        for _ in range(_TURNS):
+            for p, near in enumerate(self.touching):
+                if not near:
+                    continue
+                self.particles[p].fit(windows[p])
+                for q in near:
+                    before, drawn[p, q] = drawn[p, q], self._drawn_for(p, q, place)
+                    for k, (box, picture) in drawn[p, q].items():
+                        windows[q][k][box] -= picture - before[k][1]
+
+    def _drawn_for(self, p: int, q: int, place: np.ndarray) -> dict[int, tuple]:
+        """Particle p as it stands in the windows of q: by frame, the part of the window, and what p adds there."""
+        ours, theirs = self.particles[p], self.particles[q]
+        drawn = {}
+        for k in np.flatnonzero(np.isfinite(ours.contrast)):
+            centre = (place[p, k] - place[q, k]) * self.scale[k] + theirs.half
+            if not np.isfinite(centre).all():
+                continue
+            low = np.maximum(np.ceil(centre - ours.half).astype(int), 0)
+            high = np.minimum(np.floor(centre + ours.half).astype(int) + 1, theirs.side)
+            if (high > low).all():
+                box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+                picture = ours.sprite.draw(centre - low, 1.0, tuple(high - low))
+                drawn[int(k)] = box, np.float32(ours.contrast[k]) * picture
+        return drawn
 
     def _fit_background(self, place: np.ndarray, stage: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean of what the particles leave of the frames, (Y, X), as far as it is no noise, and where it is known."""
