@@ -21,6 +21,10 @@ RIM = 5
 _LONGEST_STEP = 1.5
 #: Steps shorter than this (px) end the fit.
 _CONVERGED = 0.004
+#: Fits that end farther (px) from where they began, large particles excepted, have lost their way.
+_FARTHEST = 4.0
+#: A last step within this part of the standard error is as good.
+_WITHIN = 0.3
 #: Place of the template among the columns of the fit, and the least that is taken for a particle.
 _CONTRAST, _LEAST_CONTRAST = 3, 0.05
 
@@ -161,7 +165,7 @@ def likeness_of_neighbours(left: np.ndarray, mask: np.ndarray, known: np.ndarray
     return max(total, 1.0)
 
 
-def refine_position(cut, start: np.ndarray, scale: float, template: Template, steps: int = 12) -> Fit:
+def refine_position(cut, start: np.ndarray, scale: float, template: Template, steps: int = 20) -> Fit:
     """Move a position until the particle lies in the middle of its window.
 
     Parameters
@@ -183,14 +187,16 @@ def refine_position(cut, start: np.ndarray, scale: float, template: Template, st
         Position NaN where the fit fails, strays or does not settle; the contrast is then that at the start.
     """
     position = start.copy()
-    farthest = max(2.5, 0.04 * template.half)
+    farthest = max(_FARTHEST, 0.04 * template.half)
     for _ in range(steps):
         fit = measure_shift(cut(position), template, errors=False)
         shift = np.clip(fit.position, -_LONGEST_STEP, _LONGEST_STEP)
         position = position + shift / scale
         if not np.abs(position - start).max() < farthest or np.abs(shift).max() < _CONVERGED:
             break
-    there = np.abs(position - start).max() < farthest and np.abs(shift).max() < 10 * _CONVERGED
+    there = np.abs(position - start).max() < farthest
     fit = measure_shift(cut(position if there else start), template)
+    # Faint particles settle slowly; a last step well within the standard error does not matter.
+    there &= bool((np.abs(shift) < np.fmax(10 * _CONVERGED, _WITHIN * fit.sigma)).all())
     return fit._replace(position=position if there else np.full(2, np.nan),
                         sigma=fit.sigma / scale if there else np.full(2, np.nan))
