@@ -1,7 +1,7 @@
 """The one barrier of a run: from the table of regions of all frames to tracks, outlines, motion and empty stacks.
 
-Only here is the number of particles known, and with it the shape of everything that follows. Positions of all frames
-are held at once, pictures of a few. It has two halves: `link_particles` follows the particles by their contours and
+Only here is the number of particles known, and with it the shape of everything that follows, and only here can a frame
+be told from others of its energy that are sharper. Positions of all frames are held at once, pictures of a few. It has two halves: `link_particles` follows the particles by their contours and
 makes the layers; once all frames have been fitted to these, `measure_tracks` says which particles are confirmed and how
 they moved.
 """
@@ -17,7 +17,7 @@ from xreg.tasks import CANDIDATES, ROI_GROUP, Job, normalized_frame, save_layers
 
 
 def link_particles(job: Job, settings: dict) -> None:
-    """Link the regions, write the candidates for particles, make the layers that frames will be fitted to.
+    """Leave blurred frames out, link the regions, write the candidates for particles, make the layers that frames will be fitted to.
 
     Parameters
     ----------
@@ -30,8 +30,9 @@ def link_particles(job: Job, settings: dict) -> None:
     from xreg.kernels.separation import make_layers
     from xreg.link import gather_tracks, link_rois
     from xreg.locate import choose_template_frames, frames_that_fit, propose_particles
+    from xreg.quality import reject_blurred
 
-    rois = open_rois(job)
+    rois = reject_blurred(open_rois(job))
     links = link_rois(rois, **settings)
     attrs, energy = rois.attrs, rois["energy"].values
     scale = pixel_scale(energy, attrs["magnification"], attrs.get("pixel_size_energy_ev"))

@@ -20,7 +20,7 @@ from xreg import chunks, files, store
 from xreg.barrier import link_particles, measure_tracks
 from xreg.journal import FOLDER, Journal
 from xreg.result import open_result
-from xreg.schema import ROIS, FrameStatus
+from xreg.schema import ROIS, SHARPNESS, FrameStatus
 from xreg.tasks import ROI_GROUP, Job, Setup, key_of, perform, save_setup
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ class _Run:
 
     def _set_up(self) -> None:
         """Survey the measurement, create the table of regions."""
+        from xreg.kernels.sharpness import BANDS
         from xreg.normalize import survey
         from xreg.refine import empty_rois
 
@@ -296,6 +297,8 @@ class _Run:
             "noise": store.Spec(("frame",), (n,), np.float32, (block,), fill=np.nan),
             "background": store.Spec(("frame", "coefficient"), (n, 3), np.float32, (block, 3), fill=np.nan),
             "frame_status": store.Spec(("frame",), (n,), np.int8, (block,), fill=int(FrameStatus.FAILED)),
+            SHARPNESS.name: store.Spec(SHARPNESS.dims, (n, BANDS), np.float32, (block, BANDS), attrs=SHARPNESS.attrs,
+                                       fill=np.nan),
         }
         store.create_group(f"{self.part}/{ROI_GROUP}")
         store.create_arrays(f"{self.part}/{ROI_GROUP}", specs)
