@@ -1,9 +1,9 @@
 """The one barrier of a run: from the table of regions of all frames to tracks, outlines, motion and empty stacks.
 
 Only here is the number of particles known, and with it the shape of everything that follows, and only here can a frame
-be told from others of its energy that are sharper. Positions of all frames are held at once, pictures of a few. It has two halves: `link_particles` follows the particles by their contours and
-makes the layers; once all frames have been fitted to these, `measure_tracks` says which particles are confirmed and how
-they moved.
+be told from sharper ones of its energy. Positions of all frames are held at once, pictures of a few. It has two halves:
+`link_particles` leaves blurred frames out, follows the particles by their contours and makes the layers; once all
+frames have been fitted to these, `measure_tracks` says which particles are confirmed and how they moved.
 """
 
 import dask.array as da
@@ -17,7 +17,7 @@ from xreg.tasks import CANDIDATES, ROI_GROUP, Job, normalized_frame, save_layers
 
 
 def link_particles(job: Job, settings: dict) -> None:
-    """Leave blurred frames out, link the regions, write the candidates for particles, make the layers that frames will be fitted to.
+    """Link the regions, write the candidates for particles, make the layers that frames will be fitted to.
 
     Parameters
     ----------

@@ -43,9 +43,9 @@ def measure_sharpness(normalized: xr.Dataset) -> xr.DataArray:
 def reject_blurred(table: xr.Dataset) -> xr.Dataset:
     """Give blurred frames that status, and empty their rows of a table of regions.
 
-    The verdict on a frame is relative to frames of like energy (see `kernels.sharpness.blurred_frames`), so that this is
-    a barrier: `sharpness`, a few numbers per frame, is computed for all frames. In Python, where every frame is to be
-    normalised once only::
+    The verdict on a frame is relative to frames of like energy (see `kernels.sharpness.blurred_frames`), which makes
+    this a barrier: `sharpness`, a few numbers per frame, is computed for all frames. In Python, where every frame is to
+    be normalised once only::
 
         rois = refine_rois(normalized, particle_map).assign(sharpness=measure_sharpness(normalized),
                                                             frame_status=normalized["frame_status"])
