@@ -77,8 +77,9 @@ def _bands() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     y, x = fft.fftfreq(TILE)[:, None], fft.rfftfreq(TILE)[None]
     radius = np.hypot(y, x)
     sector = np.rint(np.mod(np.arctan2(x, y), np.pi) / (np.pi / SECTORS)).astype(int) % SECTORS
-    fine = (radius > FINE[0]) & (radius <= FINE[1])
-    return ((radius > 0) & (radius <= COARSE), radius > NOISE, [fine & (sector == k) for k in range(SECTORS)])
+    half = (x > 0) | (y > 0)  # of a wave along y the half spectrum holds both halves
+    fine = half & (radius > FINE[0]) & (radius <= FINE[1])
+    return (half & (radius <= COARSE), half & (radius > NOISE), [fine & (sector == k) for k in range(SECTORS)])
 
 
 def blurred_frames(powers: np.ndarray, energy: np.ndarray) -> np.ndarray:
