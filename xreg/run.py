@@ -253,6 +253,8 @@ class _Run:
             measure_tracks(self.job, lazy=self.lazy, reference_particle=self.reference)
             self.journal.mark("measure", "0", {"lazy": self.lazy, "reference": self.reference})
         elif measured.get("reference") != self.reference:
+            # Whoever is killed in between must not find what was there before.
+            self.journal.mark("measure", "0", {**measured, "reference": "changing"})
             divide_motion(self.job, self.reference)
             self.journal.mark("measure", "0", {**measured, "reference": self.reference})
         if self.lazy:
