@@ -69,11 +69,6 @@ def reject_blurred(table: xr.Dataset) -> xr.Dataset:
     ------
     ValueError
         If a variable is missing or has other dims.
-
-    References
-    ----------
-    Zhang et al. 2025, J. Synchrotron Rad. 32, leave blurred frames out of operando registration by a score of the power
-    spectrum too.
     """
     validate(table, NORMALIZED, "frame_status")
     for name in (SHARPNESS.name, "energy"):

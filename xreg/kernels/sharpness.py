@@ -8,8 +8,8 @@ from scipy import fft
 #: Side of the tiles whose spectra are averaged, px.
 TILE = 64
 #: Upper limit of the coarse band, limits of the fine one, and lower limit of what is noise alone, cycles per px. A blur
-#: of 3 px leaves 0.02 of the power in the fine band and nearly all of it in the coarse one; beyond the last limit the
-#: microscope's own blur has left nothing.
+#: of 3 px (standard deviation) leaves 0.03 of the power in the fine band and nearly all of it in the coarse one; beyond
+#: the last limit the microscope's own blur has left nothing.
 COARSE, FINE, NOISE = 0.05, (0.08, 0.2), 0.42
 #: Directions that are told apart, as motion during the exposure blurs along one of them only.
 SECTORS = 4
@@ -86,12 +86,11 @@ def blurred_frames(powers: np.ndarray, energy: np.ndarray) -> np.ndarray:
     """Which frames are blurred, by what is left of the fine structure that frames of like energy show.
 
     A frame's peers are those nearest in energy and, among equals, in number: they show the same matter at nearly the
-    same contrast. What fine power goes with the frame's coarse power, which a blur leaves, they tell, so that a weak
-    contrast does not look like a blur. A frame is blurred if in some direction, or in all
-    together, most of that fine power is gone, if
-    noise cannot explain it, and if its peers do not themselves differ so much. Where noise hides the fine structure
-    nothing is said, and a frame without structure has none to lose: in doubt a frame is good. Where most peers are
-    blurred none of them is found.
+    same contrast. They tell what fine power goes with the frame's coarse power, which a blur leaves, so that a weak
+    contrast does not look like a blur. A frame is blurred if in some direction, or in all together, most of that fine
+    power is gone, if noise cannot explain it, and if its peers do not themselves differ so much. Where noise hides the
+    fine structure nothing is said, and a frame without structure has none to lose: in doubt a frame is good. Where most
+    peers are blurred none of them is found.
 
     Parameters
     ----------
@@ -105,9 +104,14 @@ def blurred_frames(powers: np.ndarray, energy: np.ndarray) -> np.ndarray:
 
     Notes
     -----
-    A threshold of 0.3 finds blurs that broaden the picture by more than a Gaussian of about 1.7 px (standard
-    deviation), or motion during the exposure by more than about 6 px. Zhang et al. 2025 (J. Synchrotron Rad. 32) leave
-    blurred frames out by a score from the power spectrum too, with one threshold for all frames.
+    At ample counts, frames count as blurred from a Gaussian of about 1.75 px (standard deviation) or motion by about
+    6 px on (`tests/test_quality.py`).
+
+    References
+    ----------
+    "Image registration for accurate electrode deformation analysis in operando microscopy of battery materials", J.
+    Synchrotron Rad. 32 (2025), leaves blurred frames out by their power spectrum too. The comparison with frames of
+    like energy and coarse power is ours, as the energy changes the contrast from frame to frame.
     """
     known = np.isfinite(powers).all(axis=1) & np.isfinite(energy)
     # Each direction, and all together, in which noise counts less.
