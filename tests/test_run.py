@@ -10,6 +10,7 @@ import xarray as xr
 import zarr
 from stand_in import STACKS, TINY, assert_same, flip_a_bit, particle_map, soft_contours
 
+import xreg
 from xreg import record, run, schema, store, tasks
 from xreg.journal import Journal
 from xreg.result import failures, open_raw_of, open_result, rigid_part
@@ -157,6 +158,17 @@ def test_a_blurred_frame_is_recorded_and_has_no_positions(own_raw, whole, tmp_pa
     lazy = run.register(own_raw, tmp_path / "lazy.zarr", lazy=True)
     np.testing.assert_array_equal(lazy.frame_status, ds.frame_status)
     assert np.isnan(lazy.aligned[:, 5].compute()).all()
+    # The same by hand, as `reject_blurred` says.
+    normalized = xreg.normalize_frames(store.open_frames(own_raw))
+    rois = xreg.refine_rois(normalized, xreg.detect_rois(normalized, device="cpu"), device="cpu")
+    rois = rois.assign(sharpness=xreg.measure_sharpness(normalized), frame_status=normalized["frame_status"])
+    rois = xreg.reject_blurred(rois.compute())
+    sharp = rois["frame_status"] == FrameStatus.OK
+    normalized = normalized.assign(optical_density=normalized["optical_density"].where(sharp))
+    links = xreg.link_rois(rois)
+    candidates = xreg.propose_particles(xreg.gather_tracks(rois, links), xreg.outline_particles(rois, links))
+    tracks = xreg.confirm_particles(candidates, xreg.locate_particles(normalized, candidates).compute())
+    np.testing.assert_allclose(tracks["position"], ds.position, atol=1e-6)
 
 
 # -- the reference particle ----------------------------------------------------------------------------------

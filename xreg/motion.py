@@ -166,7 +166,8 @@ def measure_vibration(motion: xr.Dataset, *, per_scan: bool = True, probability:
     dims = ("scan", "axis", "frequency")
     vibration = xr.Dataset({name: (dims, array) for name, array in values.items()},
                            {"scan": labels, "axis": list(AXES), "frequency": ("frequency", frequency, {"units": per})})
-    vibration["power_density"].attrs = {"units": f"px2/({per})", "long_name": "power spectral density of rigid motion"}
+    vibration["power_density"].attrs = {"units": "px2/Hz" if per == "Hz" else "px2 frame",
+                                        "long_name": "power spectral density of the rigid motion"}
     vibration["amplitude"].attrs = {"units": "px", "long_name": "amplitude of a sine in the rigid motion"}
     vibration["false_alarm"].attrs = {"units": "px", "long_name": "amplitude that noise reaches",
                                       "comment": f"anywhere in the spectrum with probability {probability:g}"}
