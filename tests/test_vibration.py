@@ -88,7 +88,8 @@ def test_short_and_empty_scans_are_not_known():
     assert np.isnan(vibration["amplitude"].isel(scan=0)).all()
     assert np.isfinite(vibration["amplitude"].isel(scan=1)).all()
     assert measure_vibration(motion.isel(frame=slice(3))).sizes["frequency"] == 0
-    assert measure_vibration(motion.isel(frame=[])).sizes["frequency"] == 0
+    for per_scan in (True, False):
+        assert measure_vibration(motion.isel(frame=[]), per_scan=per_scan).sizes["frequency"] == 0
     short = measure_vibration(motion.isel(frame=slice(0, 55)))
     assert np.isnan(short["amplitude"].isel(scan=1, frequency=0)).all()
     assert np.isfinite(short["amplitude"].isel(scan=1)).any()

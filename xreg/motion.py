@@ -115,8 +115,8 @@ def measure_vibration(motion: xr.Dataset, *, per_scan: bool = True, probability:
     -------
     vibration : Dataset, in memory
         Dims (scan, axis, frequency), without scan if not `per_scan`; `frequency` in Hz, or in cycles per frame where no
-        frame of a scan has a time, from one cycle per scan to half the usual frame rate in steps of a quarter cycle per
-        scan (of the longest scan):
+        time is known, from one cycle per scan to half the usual frame rate in steps of a quarter cycle per scan (of the
+        longest scan):
 
         * `power_density`, one-sided power spectral density, px2/Hz (or px2 frame): for white noise its integral over
           all frequencies is the variance;
@@ -141,14 +141,15 @@ def measure_vibration(motion: xr.Dataset, *, per_scan: bool = True, probability:
         msg = f"probability is {probability}; need a number between 0 and 1."
         raise ValueError(msg)
     rigid = np.asarray(motion["rigid"].values, dtype=np.float64)
-    scan = motion["scan"].values if per_scan and "scan" in motion.variables else np.zeros(len(rigid), dtype=int)
+    known = per_scan and "scan" in motion.variables and motion["scan"].dims == ("frame",)
+    scan = motion["scan"].values if known else np.zeros(len(rigid), dtype=int)
     when, per = np.arange(len(rigid), dtype=np.float64), "1/frame"
     if "time" in motion.variables and np.isfinite(_seconds(motion["time"].values)).any():
         when, per = _seconds(motion["time"].values), "Hz"
-    labels = np.unique(scan)
+    labels = np.unique(scan) if scan.size else np.zeros(1, dtype=int)
     parts = [_ascending(when, np.flatnonzero(scan == label)) for label in labels]
     grids = [frequencies(when[part]) for part in parts]
-    frequency = max(grids, key=len) if grids else np.zeros(0)
+    frequency = max(grids, key=len)
     shape = (len(labels), len(AXES), len(frequency))
     values = {name: np.full(shape, np.nan) for name in ("power_density", "amplitude", "false_alarm")}
     for s, (part, grid) in enumerate(zip(parts, grids, strict=True)):
@@ -159,10 +160,10 @@ def measure_vibration(motion: xr.Dataset, *, per_scan: bool = True, probability:
         step = float(np.median(np.diff(when[part])))
         for a in range(len(AXES)):
             power = periodogram(when[part], rigid[part, a], frequency[own])
-            known = max(int(np.isfinite(rigid[part, a]).sum()), 1)
+            samples = max(int(np.isfinite(rigid[part, a]).sum()), 1)
             values["power_density"][s, a, own] = 2 * step * power
-            values["amplitude"][s, a, own] = 2 * np.sqrt(power / known)
-            values["false_alarm"][s, a, own] = 2 * np.sqrt(false_alarm_power(power, probability) / known)
+            values["amplitude"][s, a, own] = 2 * np.sqrt(power / samples)
+            values["false_alarm"][s, a, own] = 2 * np.sqrt(false_alarm_power(power, probability) / samples)
     dims = ("scan", "axis", "frequency")
     vibration = xr.Dataset({name: (dims, array) for name, array in values.items()},
                            {"scan": labels, "axis": list(AXES), "frequency": ("frequency", frequency, {"units": per})})
