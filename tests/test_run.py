@@ -145,19 +145,16 @@ def test_a_blurred_frame_is_recorded_and_has_no_positions(own_raw, whole, tmp_pa
     phantom = Phantom(PhantomConfig(**TINY))
     phantom.frame_status[5] = FrameStatus.BLURRED
     zarr.open_group(own_raw)["counts"][5] = phantom.counts(5)
-    ds = run.register(own_raw, tmp_path / "out.zarr")
+    ds = run.register(own_raw, tmp_path / "out.zarr", lazy=True)
     assert ds.frame_status.values.tolist() == [0] * 5 + [FrameStatus.BLURRED] + [0] * 10
     assert failures(ds) == ["frame 5: blurred"]
     assert np.isnan(ds.position[:, 5]).all()
-    assert np.isnan(ds.aligned[:, 5]).all()
+    assert np.isnan(ds.aligned[:, 5].compute()).all()
     assert np.isnan(ds.rigid[5]).all()
     # The tracks go on across the gap.
     sound = np.delete(np.arange(FRAMES), 5)
     assert np.isfinite(ds.position[:, sound]).all()
     np.testing.assert_allclose(ds.position[:, sound], open_result(whole).position[:, sound], atol=0.05)
-    lazy = run.register(own_raw, tmp_path / "lazy.zarr", lazy=True)
-    np.testing.assert_array_equal(lazy.frame_status, ds.frame_status)
-    assert np.isnan(lazy.aligned[:, 5].compute()).all()
     # The same by hand, as `reject_blurred` says.
     normalized = xreg.normalize_frames(store.open_frames(own_raw))
     rois = xreg.refine_rois(normalized, xreg.detect_rois(normalized, device="cpu"), device="cpu")
@@ -195,12 +192,12 @@ def test_the_reference_particle_can_be_chosen_after_a_run(raw, whole, tmp_path):
     assert_same(whole, out)
 
 
-def test_a_run_with_a_reference_particle_gives_the_same_and_survives_a_wrong_number(raw, whole, tmp_path):
+def test_a_run_survives_the_number_of_a_particle_that_is_not_there(raw, tmp_path):
     out = tmp_path / "out.zarr"
     with pytest.raises(ValueError, match="reference particle 9 is not there"):
-        run.register(raw, out, lazy=True, reference_particle=9)
-    ds = run.register(raw, out, lazy=True, resume=True, reference_particle=0)
-    np.testing.assert_allclose(ds.rigid, open_result(whole).displacement[0])
+        run.register(raw, out, lazy=True, frames=":8", reference_particle=9)
+    ds = run.register(raw, out, lazy=True, frames=":8", resume=True, reference_particle=0)
+    np.testing.assert_array_equal(ds.rigid, ds.displacement[0])
 
 
 # -- the lazy face -------------------------------------------------------------------------------------------

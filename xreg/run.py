@@ -155,7 +155,7 @@ class _Run:
 
     @classmethod
     def prepare(cls, raw: str | Path, out: str | Path, settings: Settings, *, frames: str | None, device: str,
-                lazy: bool, reference: int | None) -> "_Run":
+                lazy: bool, reference: int | None = None) -> "_Run":
         """Check everything that can be checked before anything is created."""
         from xreg.models.infer import choose_device
         from xreg.models.weights import Weights, shipped
