@@ -118,7 +118,8 @@ def plot_vibration(result: "xr.Dataset") -> Figure:
         axes[0].set_ylim(max(np.quantile(drawn, 0.02) / 2, drawn.max() * 1e-4), drawn.max() * 2)
     per = frequency.attrs["units"]
     axes[-1].set_xlabel("frequency (Hz)" if per == "Hz" else "frequency (cycles per frame)")
-    axes[0].legend(loc="upper right", frameon=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside upper right", frameon=False)
     return fig
 
 
