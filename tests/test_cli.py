@@ -109,6 +109,21 @@ def test_run_and_its_exit_codes(demo, tmp_path):
     assert "the choice of frames changed" in err
 
 
+def test_the_reference_particle_is_chosen_on_the_command_line(demo, tmp_path):
+    raw, out = demo[0] / "raw.zarr", shutil.copytree(demo[0] / "result.zarr", tmp_path / "out.zarr")
+    common = ("run", raw, out, "--workers", 0, "--resume", "--device", "cpu", "--reference-particle")
+    code, text, err = xreg(*common, 1)
+    assert code == 0, err
+    said = "The rigid part is the motion of particle 1, which was chosen as the reference."
+    assert said in text
+    assert said in xreg("evaluate", out, demo[0] / "truth.zarr")[1]
+    xreg("report", out, tmp_path / "page.html")
+    assert said.rstrip(".") in (tmp_path / "page.html").read_text()
+    code, _, err = xreg(*common, 7)
+    assert code == 2
+    assert "reference particle 7 is not there, particles 0 to 1 were found" in err
+
+
 def test_bad_frames_are_listed_and_give_exit_code_3(demo, tmp_path):
     raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
     zarr.open_group(raw)["counts"][3] = 0

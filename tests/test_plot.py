@@ -27,6 +27,8 @@ def figures(data):
         "differences": plot.plot_differences(result, (first, last), (stack[first], stack[last])),
         "displacement": plot.plot_trajectories(result),
         "motion": plot.plot_motion(result),
+        "vibration": plot.plot_vibration(result),
+        "strain": plot.plot_strain(result, last),
         "maps": plot.plot_edge_maps(result),
         "histograms": plot.plot_edge_histograms(result),
         "spectra": plot.plot_spectra(result),
@@ -69,7 +71,7 @@ def test_text_is_inside_the_figure_and_apart(figures):
 
 
 def test_nothing_is_registered_globally(figures):
-    assert len(figures) == 9
+    assert len(figures) == 11
     assert plt.get_fignums() == []
 
 
@@ -83,6 +85,26 @@ def test_differences_share_one_symmetric_range_and_shrink(figures):
     before, after = ([i for i in images if i.axes.get_subplotspec().rowspan.start == row] for row in (0, 1))
     for one, other in zip(before, after, strict=True):
         assert np.nanstd(other.get_array()) < np.nanstd(one.get_array())
+
+
+def test_vibrations_above_the_noise_are_marked(data):
+    _, result = data
+    shaken = result.copy(deep=True)
+    shaken["rigid"][:, 1] += 3 * np.sin(2 * np.pi * 0.21 * np.arange(result.sizes["frame"]))
+    shaken = shaken.assign_coords(scan=("frame", np.zeros(result.sizes["frame"], int)))
+    y, x = plot.plot_vibration(shaken).axes
+    points = [next(line.get_xdata() for line in ax.lines if line.get_marker() == "o") for ax in (y, x)]
+    assert len(points[0]) == 0
+    assert np.median(points[1]) == pytest.approx(0.21, abs=0.01)
+    assert x.get_xlabel() == "frequency (cycles per frame)"
+
+
+def test_strain_colours_are_the_change_of_area(data):
+    _, result = data
+    grown = result.copy(deep=True)
+    grown["position"][:, 1:] = grown["position"][:, :1] * 1.02
+    discs = plot.plot_strain(grown, 4).axes[0].collections[-1]
+    np.testing.assert_allclose(discs.get_array(), 1.02**2 - 1, atol=1e-9)
 
 
 def test_maps_share_one_range_in_ev_and_are_empty_outside(figures):
@@ -174,6 +196,10 @@ def test_errors_say_what_to_do(data):
         plot.plot_edge_maps(none)
     with pytest.raises(ValueError, match="no particle was seen; need at least one"):
         plot.plot_spectra(none)
+    with pytest.raises(ValueError, match="no particle has enough neighbours that are seen in both frames; need"):
+        plot.plot_strain(result.isel(particle=[0, 1]), 5)
+    with pytest.raises(ValueError, match="no scan has enough frames for a spectrum; need at least one"):
+        plot.plot_vibration(result.isel(frame=[0, 1]))
     empty = result.assign(edge_energy=result["edge_energy"] * np.nan)
     with pytest.raises(ValueError, match="no pixel has an edge energy; need at least one"):
         plot.plot_edge_histograms(empty)

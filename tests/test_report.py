@@ -49,7 +49,7 @@ def test_whole_page(data, tmp_path):
     raw = as_counts(raw)
     page = Page(write_report(result, tmp_path / "new" / "report.html", raw=raw, truth=truth))
     assert page.open == []
-    assert len(page.images) == 10
+    assert len(page.images) == 12
     assert all(source.startswith("data:image/png;base64,") for source in page.images)
     assert page.tags.isdisjoint({"script", "link", "iframe"})
     assert "4 particles in 32 frames, 2 scans, 8250.0 to 8690.0 eV, 200 x 220 pixels" in page.text
@@ -91,7 +91,7 @@ def test_bad_frames_are_listed(data, tmp_path):
 def test_missing_variables_and_frames_are_said(data, tmp_path):
     _, result, _ = data
     page = Page(write_report(result[["position", "displacement"]], tmp_path / "report.html"))
-    assert len(page.images) == 1
+    assert len(page.images) == 2
     assert "Not drawn: the raw frames were not given." in page.text
     assert "Not drawn: the result has no edge_energy." in page.text
     assert "No standard errors of the positions are stored." in page.text

@@ -10,11 +10,12 @@ import xarray as xr
 import zarr
 from stand_in import STACKS, TINY, assert_same, flip_a_bit, particle_map, soft_contours
 
+import xreg
 from xreg import record, run, schema, store, tasks
 from xreg.journal import Journal
-from xreg.result import failures, open_raw_of, open_result
+from xreg.result import failures, open_raw_of, open_result, rigid_part
 from xreg.schema import FrameStatus
-from xreg.synthetic import PhantomConfig
+from xreg.synthetic import Phantom, PhantomConfig
 
 FRAMES, BLOCK = 16, 4
 
@@ -138,6 +139,65 @@ def test_nothing_to_find_is_a_valid_empty_result(own_raw, tmp_path):
     assert failures(ds) == []
     lazy = run.register(own_raw, tmp_path / "lazy.zarr", lazy=True)
     assert lazy.edge_energy.compute().shape == ds.edge_energy.shape
+
+
+def test_a_blurred_frame_is_recorded_and_has_no_positions(own_raw, whole, tmp_path):
+    phantom = Phantom(PhantomConfig(**TINY))
+    phantom.frame_status[5] = FrameStatus.BLURRED
+    zarr.open_group(own_raw)["counts"][5] = phantom.counts(5)
+    ds = run.register(own_raw, tmp_path / "out.zarr", lazy=True)
+    assert ds.frame_status.values.tolist() == [0] * 5 + [FrameStatus.BLURRED] + [0] * 10
+    assert failures(ds) == ["frame 5: blurred"]
+    assert np.isnan(ds.position[:, 5]).all()
+    assert np.isnan(ds.aligned[:, 5].compute()).all()
+    assert np.isnan(ds.rigid[5]).all()
+    # The tracks go on across the gap.
+    sound = np.delete(np.arange(FRAMES), 5)
+    assert np.isfinite(ds.position[:, sound]).all()
+    np.testing.assert_allclose(ds.position[:, sound], open_result(whole).position[:, sound], atol=0.05)
+    # The same by hand, as `reject_blurred` says.
+    normalized = xreg.normalize_frames(store.open_frames(own_raw))
+    rois = xreg.refine_rois(normalized, xreg.detect_rois(normalized, device="cpu"), device="cpu")
+    rois = rois.assign(sharpness=xreg.measure_sharpness(normalized), frame_status=normalized["frame_status"])
+    rois = xreg.reject_blurred(rois.compute())
+    sharp = rois["frame_status"] == FrameStatus.OK
+    normalized = normalized.assign(optical_density=normalized["optical_density"].where(sharp))
+    links = xreg.link_rois(rois)
+    candidates = xreg.propose_particles(xreg.gather_tracks(rois, links), xreg.outline_particles(rois, links))
+    tracks = xreg.confirm_particles(candidates, xreg.locate_particles(normalized, candidates).compute())
+    np.testing.assert_allclose(tracks["position"], ds.position, atol=1e-6)
+
+
+# -- the reference particle ----------------------------------------------------------------------------------
+
+
+def test_the_reference_particle_can_be_chosen_after_a_run(raw, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out.zarr")
+    before = open_result(whole)
+    with pytest.raises(ValueError, match="reference particle 2 is not there, particles 0 to 1 were found; choose one"):
+        run.register(raw, out, resume=True, reference_particle=2)
+    stamp = (out / "aligned" / "zarr.json").stat().st_mtime_ns
+    ds = run.register(raw, out, resume=True, reference_particle=1)
+    np.testing.assert_allclose(ds.rigid, before.displacement[1])
+    np.testing.assert_allclose(ds.nonrigid[1], 0, atol=1e-12)
+    np.testing.assert_allclose(ds.rigid + ds.nonrigid[0], before.displacement[0])
+    assert ds.rigid.attrs["particles"] == [1]
+    assert ds.rigid.attrs["definition"] == "reference particle"
+    assert ds.attrs["settings"]["reference_particle"] == 1
+    assert rigid_part(ds) == "The rigid part is the motion of particle 1, which was chosen as the reference."
+    # Nothing else was done again.
+    assert (out / "aligned" / "zarr.json").stat().st_mtime_ns == stamp
+    assert_same(whole, out, [n for n in before.variables if n not in ("rigid", "nonrigid")])
+    run.register(raw, out, resume=True)
+    assert_same(whole, out)
+
+
+def test_a_run_survives_the_number_of_a_particle_that_is_not_there(raw, tmp_path):
+    out = tmp_path / "out.zarr"
+    with pytest.raises(ValueError, match="reference particle 9 is not there"):
+        run.register(raw, out, lazy=True, frames=":8", reference_particle=9)
+    ds = run.register(raw, out, lazy=True, frames=":8", resume=True, reference_particle=0)
+    np.testing.assert_array_equal(ds.rigid, ds.displacement[0])
 
 
 # -- the lazy face -------------------------------------------------------------------------------------------

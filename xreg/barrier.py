@@ -1,9 +1,9 @@
 """The one barrier of a run: from the table of regions of all frames to tracks, outlines, motion and empty stacks.
 
-Only here is the number of particles known, and with it the shape of everything that follows. Positions of all frames
-are held at once, pictures of a few. It has two halves: `link_particles` follows the particles by their contours and
-makes the layers; once all frames have been fitted to these, `measure_tracks` says which particles are confirmed and how
-they moved.
+Only here is the number of particles known, and with it the shape of everything that follows, and only here can a frame
+be told from sharper ones of its energy. Positions of all frames are held at once, pictures of a few. It has two halves:
+`link_particles` leaves blurred frames out, follows the particles by their contours and makes the layers; once all
+frames have been fitted to these, `measure_tracks` says which particles are confirmed and how they moved.
 """
 
 import dask.array as da
@@ -30,8 +30,9 @@ def link_particles(job: Job, settings: dict) -> None:
     from xreg.kernels.separation import make_layers
     from xreg.link import gather_tracks, link_rois
     from xreg.locate import choose_template_frames, frames_that_fit, propose_particles
+    from xreg.quality import reject_blurred
 
-    rois = open_rois(job)
+    rois = reject_blurred(open_rois(job))
     links = link_rois(rois, **settings)
     attrs, energy = rois.attrs, rois["energy"].values
     scale = pixel_scale(energy, attrs["magnification"], attrs.get("pixel_size_energy_ev"))
@@ -54,7 +55,7 @@ def link_particles(job: Job, settings: dict) -> None:
     store.create_arrays(f"{job.out}/{CANDIDATES}", {"located": spec})
 
 
-def measure_tracks(job: Job, *, lazy: bool) -> None:
+def measure_tracks(job: Job, *, lazy: bool, reference_particle: int | None = None) -> None:
     """Confirm the particles, measure their motion, and create the stacks and maps that are to be filled.
 
     Parameters
@@ -63,13 +64,23 @@ def measure_tracks(job: Job, *, lazy: bool) -> None:
         The run; all blocks have been located, or have failed and keep their centres of mass.
     lazy : bool
         Whether the run stops here, so that no stacks are created.
+    reference_particle : int, optional
+        As in `measure_motion`.
+
+    Raises
+    ------
+    ValueError
+        If the reference particle was not found. Nothing is written then.
     """
     from xreg.locate import confirm_particles
     from xreg.motion import measure_motion
 
     candidates = store.open_store(f"{job.out}/{CANDIDATES}").load()
     tables = confirm_particles(candidates.drop_vars("located"), candidates["located"])
-    tables = tables.merge(measure_motion(tables), compat="override", join="exact")
+    if reference_particle is not None:
+        check_reference(tables, reference_particle)
+    motion = measure_motion(tables, reference_particle=reference_particle)
+    tables = tables.merge(motion, compat="override", join="exact")
     kept = [name for name in tables if name in RESULT or name in ("scale", "noise", "background")]
     tables = tables[kept].assign_attrs(half=tables.sizes["y"] // 2, lazy=lazy)
     # Of an earlier measurement, before some block was done again, nothing is kept.
@@ -77,6 +88,32 @@ def measure_tracks(job: Job, *, lazy: bool) -> None:
     store.write_tables(job.out, describe(tables, RESULT))
     if not lazy:
         _create_stacks(job, tables)
+
+
+def divide_motion(job: Job, reference_particle: int | None) -> None:
+    """Divide the motion anew into a rigid part, now that of a particle (None: as by default), and the non-rigid one.
+
+    Nothing else of the result depends on it, so that nothing else is done again.
+    """
+    from xreg.locate import confirm_particles
+    from xreg.motion import measure_motion
+
+    candidates = store.open_store(f"{job.out}/{CANDIDATES}").load()
+    tables = confirm_particles(candidates.drop_vars("located"), candidates["located"])
+    if reference_particle is not None:
+        check_reference(tables, reference_particle)
+    motion = measure_motion(tables, reference_particle=reference_particle)
+    store.write_tables(job.out, describe(motion[["rigid", "nonrigid"]].drop_vars(motion.coords), RESULT))
+
+
+def check_reference(tables: xr.Dataset, particle: int) -> None:
+    """Refuse a reference particle that was not found, in words for a user who has waited for it."""
+    if not 0 <= particle < tables.sizes["particle"]:
+        found = tables.sizes["particle"]
+        numbers = f"particles 0 to {found - 1} were" if found > 1 else f"{'only particle 0' if found else 'none'} was"
+        msg = (f"reference particle {particle} is not there, {numbers} found; choose one of them (their numbers stand "
+               "in the report), and go on with --resume.")
+        raise ValueError(msg)
 
 
 def open_rois(job: Job) -> xr.Dataset:

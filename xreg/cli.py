@@ -180,6 +180,9 @@ def check(raw: Path, device: str) -> None:
 @click.option("--lazy", is_flag=True, help="Stop after the tracks; pictures and maps are computed when asked for.")
 @click.option("--resume", is_flag=True, help="Go on with a run that was interrupted.")
 @click.option("--frames", metavar="A:B", help="Only frames A up to, not including, B.")
+@click.option("--reference-particle", type=click.IntRange(min=0), metavar="N",
+              help="Take the motion of particle N for the rigid part. Numbers stand in the report of a first run; with "
+                   "--resume a finished run changes over in seconds.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Weights that `xreg train detect` wrote.")
 @click.option("--refiner", type=click.Path(path_type=Path), help="Weights that `xreg train refine` wrote.")
 @_workers
@@ -188,10 +191,14 @@ def check(raw: Path, device: str) -> None:
 @_plain_errors
 def run(raw: Path, out: Path, **options: Any) -> None:
     """Register the frames of the store RAW and write the result store OUT."""
+    from xreg.result import rigid_part
+
     with _progress() as progress:
         found = _register(raw, out, progress=progress, **options)
     found_particles, frames = found.sizes["particle"], found.sizes["frame"]
     click.echo(f"{out}: {found_particles} particles in {frames} frames")
+    if options["reference_particle"] is not None:
+        click.echo(rigid_part(found))
     _finish(found)
 
 
@@ -289,10 +296,13 @@ def _own_frames(raw: Path, most: int = 64) -> list:
 def _print_errors(out: Path, truth: Path, *, particles: bool = False) -> None:
     from xreg import store
     from xreg.evaluation import evaluate as compare
-    from xreg.result import open_result
+    from xreg.result import open_result, rigid_part
 
-    errors = compare(open_result(out), store.open_store(truth))
+    result = open_result(out)
+    errors = compare(result, store.open_store(truth))
     _table(errors.table())
+    if rigid_part(result):
+        click.echo(rigid_part(result))
     if particles:
         head, *rows = errors.particle_table()
         _table(rows, head)

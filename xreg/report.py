@@ -15,6 +15,7 @@ import numpy as np
 from xreg import plot
 from xreg.evaluation import evaluate
 from xreg.kernels.scoring import robust_sigma
+from xreg.result import rigid_part
 from xreg.schema import FitStatus, FrameStatus
 
 if TYPE_CHECKING:
@@ -263,6 +264,9 @@ def _frame_pictures(result: "xr.Dataset", frames: _Frames | None) -> list[_Pictu
 
 
 def _line_pictures(result: "xr.Dataset") -> list[_Picture]:
+    def strained() -> int:
+        return plot.first_last_frames(result)[1]
+
     return [
         _Picture(
             "Displacement", ("displacement",), lambda: plot.plot_trajectories(result),
@@ -278,6 +282,18 @@ def _line_pictures(result: "xr.Dataset") -> list[_Picture]:
             "Path length and velocity", ("distance", "velocity"), lambda: plot.plot_motion(result),
             "A path length grows with every jitter, errors included, so that curves above the black one "
             "show own motion or a less certain position.",
+        ),
+        _Picture(
+            "Vibration", ("rigid",), lambda: plot.plot_vibration(result),
+            "Spectrum of the rigid motion of each scan (dark: first, light: last): red points are vibrations of the "
+            "stage that noise would show in one of a hundred spectra only; those faster than half the frame rate "
+            "appear at lower frequencies.",
+        ),
+        _Picture(
+            "Strain about every particle", ("position",), lambda: plot.plot_strain(result, strained()),
+            "How the neighbours of each particle have moved apart (red) or together (blue), and the direction of "
+            "greatest stretch; particles with too few neighbours are hollow, and a rotation or shift of the whole is "
+            "no strain.",
         ),
     ]
 
@@ -348,15 +364,24 @@ def _motion_doubts(result: "xr.Dataset") -> Iterable[str]:
                 f"The non-rigid motion scatters by {scatter / np.sqrt(6):.3f} px from frame to frame and "
                 "axis, an upper bound of the positions' random error as long as the deformation is slow."
             )
-        yield (
-            f"Rigid is what most of the {result.sizes['particle']} particles share; a deformation common to "
-            "all of them cannot be told from motion of the stage."
-        )
+        yield _rigid_doubt(result)
     kind = result.attrs.get("magnification")
     if kind == "constant" or kind is None:
         yield "The magnification is taken as the same at all energies."
     else:
         yield "The change of magnification with energy is computed from the energies, not measured."
+
+
+def _rigid_doubt(result: "xr.Dataset") -> str:
+    """What defines the rigid part, and what can therefore not be told from it."""
+    what = {
+        "background": "a motion of the electrode against its substrate counts as deformation.",
+        "reference particle": "its own deformation, and the error of its positions, count as rigid and are in the "
+                              "non-rigid motion of all others.",
+    }.get(result["rigid"].attrs.get("definition") if "rigid" in result else None,
+          "a deformation common to all of them cannot be told from motion of the stage.")
+    said = rigid_part(result) or f"Rigid is what most of the {result.sizes['particle']} particles share."
+    return f"{said.rstrip('.')}; {what}"
 
 
 def _edge_doubts(result: "xr.Dataset") -> Iterable[str]:

@@ -58,6 +58,18 @@ def failures(result: xr.Dataset) -> list[str]:
     return lines + list(result.attrs.get("failed_tasks", []))
 
 
+def rigid_part(result: xr.Dataset) -> str:
+    """What defines the rigid part of the motion, in one sentence; nothing where that is not known."""
+    attrs = result["rigid"].attrs if "rigid" in result else {}
+    which = ", ".join(map(str, attrs.get("particles", [])))
+    return {
+        "background": "The rigid part is the motion of the background.",
+        "particles that move as one": f"The rigid part is the motion of particles {which}, which move as one.",
+        "all particles": "The rigid part is what the motions of all particles have in common.",
+        "reference particle": f"The rigid part is the motion of particle {which}, which was chosen as the reference.",
+    }.get(attrs.get("definition", ""), "")
+
+
 def _with_stacks(result: xr.Dataset, path: str | Path) -> xr.Dataset:
     """Add `aligned` and the maps to the tracks, from the raw store, without computing anything."""
     from xreg.align import align_stacks

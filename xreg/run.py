@@ -17,10 +17,10 @@ import numpy as np
 import xarray as xr
 
 from xreg import chunks, files, store
-from xreg.barrier import link_particles, measure_tracks
+from xreg.barrier import check_reference, divide_motion, link_particles, measure_tracks
 from xreg.journal import FOLDER, Journal
 from xreg.result import open_result
-from xreg.schema import ROIS, FrameStatus
+from xreg.schema import ROIS, SHARPNESS, FrameStatus
 from xreg.tasks import ROI_GROUP, Job, Setup, key_of, perform, save_setup
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def register(
     raw: str | Path, out: str | Path, *, lazy: bool = False, resume: bool = False,
     scheduler: "str | Client | None" = None, workers: int | None = None, device: str = "auto",
     frames: str | None = None, link: dict[str, Any] | None = None, fit: dict[str, Any] | None = None,
-    detector: str | Path | None = None, refiner: str | Path | None = None, progress: Progress | None = None,
+    reference_particle: int | None = None, detector: str | Path | None = None, refiner: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> xr.Dataset:
     """Register all frames of a raw store and write the result store.
 
@@ -86,6 +87,10 @@ def register(
         scans and all, and its coordinate `frame` holds their numbers in the raw store.
     link, fit : dict, optional
         Settings of `link_rois` and `fit_edges`.
+    reference_particle : int, optional
+        Number of the particle that defines the rigid part of the motion (see `measure_motion`). Numbers are known once
+        the particles have been linked: register first, look at the report, then call again with `resume` and this;
+        only the two parts of the motion are then written anew. Without it they become again what they are by default.
     detector, refiner : path, optional
         Weights to use instead of those that came with xreg.
     progress : callable, optional
@@ -100,12 +105,13 @@ def register(
     ------
     ValueError
         If the raw store cannot be registered, a result is there already, another run is writing it, there is nothing to
-        resume, or a run is to be resumed with another input or other settings. Nothing is created then.
+        resume, or a run is to be resumed with another input or other settings. Nothing is created then. If the
+        reference particle is not among those that were found; the run can then be resumed with another one.
     OSError
         If the disk is full, or the scheduler goes away; the run can be resumed.
     """
     settings = Settings(dict(link or {}), dict(fit or {}), *(str(w) if w else None for w in (detector, refiner)))
-    run = _Run.prepare(raw, out, settings, frames=frames, device=device, lazy=lazy)
+    run = _Run.prepare(raw, out, settings, frames=frames, device=device, lazy=lazy, reference=reference_particle)
     if store.exists(out) and not resume:
         msg = f"{out} exists already; choose another name, delete it, or use --resume to try failed blocks again."
         raise ValueError(msg)
@@ -145,10 +151,11 @@ class _Run:
     plan: dict[str, Any]
     first: int
     lazy: bool
+    reference: int | None
 
     @classmethod
     def prepare(cls, raw: str | Path, out: str | Path, settings: Settings, *, frames: str | None, device: str,
-                lazy: bool) -> "_Run":
+                lazy: bool, reference: int | None = None) -> "_Run":
         """Check everything that can be checked before anything is created."""
         from xreg.models.infer import choose_device
         from xreg.models.weights import Weights, shipped
@@ -171,7 +178,7 @@ class _Run:
         plan = {"input": store.fingerprint(raw), "frames": [first, stop], "block": job.block, "device": device,
                 "settings": {"link": settings.link, "fit": asdict(job.fit)},
                 "weights": {name: w.sha256 for name, w in weights.items()}, "xreg": _version("xreg")}
-        return cls(part, job, files.absolute(out), settings, store.to_plain(plan), first, lazy)
+        return cls(part, job, files.absolute(out), settings, store.to_plain(plan), first, lazy, reference)
 
     @property
     def part(self) -> str:
@@ -190,6 +197,8 @@ class _Run:
         """Take up what an earlier run has left, or make a fresh start."""
         if resume and store.exists(self.out) and not self._is_under_way():
             _compare_plans(Journal.of(self.out).plan(), self.plan)
+            if self.reference is not None:
+                check_reference(store.open_store(self.out), self.reference)
             store.reopen(self.out)
         elif self._is_first():
             store.begin(self.out)
@@ -241,8 +250,13 @@ class _Run:
                 self.journal.forget(later)
         measured = self.journal.done("measure", "0")
         if measured is None or (measured["lazy"] and not self.lazy):
-            measure_tracks(self.job, lazy=self.lazy)
-            self.journal.mark("measure", "0", {"lazy": self.lazy})
+            measure_tracks(self.job, lazy=self.lazy, reference_particle=self.reference)
+            self.journal.mark("measure", "0", {"lazy": self.lazy, "reference": self.reference})
+        elif measured.get("reference") != self.reference:
+            # Whoever is killed in between must not find what was there before.
+            self.journal.mark("measure", "0", {**measured, "reference": "changing"})
+            divide_motion(self.job, self.reference)
+            self.journal.mark("measure", "0", {**measured, "reference": self.reference})
         if self.lazy:
             return
         if self._pass(pool, "align", self.blocks, progress):
@@ -275,6 +289,7 @@ class _Run:
 
     def _set_up(self) -> None:
         """Survey the measurement, create the table of regions."""
+        from xreg.kernels.sharpness import BANDS
         from xreg.normalize import survey
         from xreg.refine import empty_rois
 
@@ -296,6 +311,8 @@ class _Run:
             "noise": store.Spec(("frame",), (n,), np.float32, (block,), fill=np.nan),
             "background": store.Spec(("frame", "coefficient"), (n, 3), np.float32, (block, 3), fill=np.nan),
             "frame_status": store.Spec(("frame",), (n,), np.int8, (block,), fill=int(FrameStatus.FAILED)),
+            SHARPNESS.name: store.Spec(SHARPNESS.dims, (n, BANDS), np.float32, (block, BANDS), attrs=SHARPNESS.attrs,
+                                       fill=np.nan),
         }
         store.create_group(f"{self.part}/{ROI_GROUP}")
         store.create_arrays(f"{self.part}/{ROI_GROUP}", specs)
@@ -335,7 +352,8 @@ class _Run:
         attrs = {
             "failed_tasks": [f"{stage} {key}: {why}" for stage, tasks in failed.items() for key, why in tasks.items()],
             "raw": {"path": self.job.raw, "frames": self.plan["frames"], "block": self.job.block, **self.plan["input"]},
-            "settings": self.plan["settings"], "weights": self.plan["weights"],
+            "settings": {**self.plan["settings"], "reference_particle": self.reference},
+            "weights": self.plan["weights"],
             "versions": {name: _version(name) for name in _PACKAGES},
         }
         record = xr.Dataset({"frame_status": ("frame", status, tables["frame_status"].attrs)},

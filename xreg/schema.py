@@ -102,6 +102,10 @@ NORMALIZED = _table(
     Variable("frame_status", ("frame",), "iu", "1", "whether the frame can be used", "0 is ok"),
 )
 
+SHARPNESS = Variable(
+    "sharpness", ("frame", "band"), "f", "px2", "spatial power spectral density of the optical density, less the noise",
+    "coarse structure; fine structure along y, and at 45, 90 and 135 degrees to it; standard error of the latter four")
+
 ROIS = _table(
     Variable("roi_position", ("frame", "roi", "axis"), "f", "px", "centre of mass of the soft contour",
              "raw frame's pixel coordinates, y down; NaN in an empty slot"),

@@ -157,9 +157,11 @@ def create_raw(path: str | Path, coordinates: xr.Dataset, pictures: Mapping[str,
 def write_tables(path: str | Path, tables: xr.Dataset) -> None:
     """Write (or replace) small variables and attributes of a group in one go."""
     group = zarr.open_group(str(path), mode="a", zarr_format=3)
-    for name in set(map(str, tables.variables)) & set(group.array_keys()):
+    kept = set(map(str, tables.variables)) & set(group.array_keys())
+    for name in list(kept):
         if group[name].shape != tables[name].shape:
             del group[name]
+            kept.remove(name)
     plain = tables.drop_encoding()
     plain.attrs = {**group.attrs, **to_plain(tables.attrs)}
     for name in plain.variables:
@@ -169,6 +171,9 @@ def write_tables(path: str | Path, tables: xr.Dataset) -> None:
         if plain[name].dtype.kind in "UT":
             plain[name] = plain[name].astype(object)
     plain.load().to_zarr(str(path), mode="a", consolidated=False, zarr_format=3)
+    # Of an array that is there already xarray writes the values alone.
+    for name in kept:
+        group[name].attrs.update(plain[name].attrs)
 
 
 def clear_arrays(path: str | Path) -> None:

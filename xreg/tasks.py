@@ -18,7 +18,7 @@ import numpy as np
 
 from xreg import chunks, files, store
 from xreg.journal import FOLDER, Journal
-from xreg.schema import ROIS, FrameStatus
+from xreg.schema import ROIS, SHARPNESS, FrameStatus
 
 if TYPE_CHECKING:
     from xreg.kernels.edge import EdgeSettings
@@ -165,6 +165,7 @@ def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
     """Normalise a block's frames, find and refine their regions: the block's rows of the table of regions."""
     from xreg.detect import detect_block
     from xreg.models.weights import Weights
+    from xreg.quality import sharpness_block
     from xreg.refine import empty_rois, refine_block
 
     detector, refiner = Weights(*job.detector), Weights(*job.refiner)
@@ -176,14 +177,15 @@ def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
             found = detect_block(density, device=job.device, weights=detector)
             rows = refine_block(density, found, noise, device=job.device, weights=refiner)
         table.append(rows)
-        frames.append((frame.noise, frame.background, frame.status))
+        frames.append((frame.noise, frame.background, frame.status, sharpness_block(frame.optical_density[None])[0]))
     rows = np.concatenate(table)
     for name in ROIS:
         yield Piece(f"{ROI_GROUP}/{name}", (block.start,) + (0,) * (rows[name].ndim - 1), rows[name])
-    noise, background, status = (np.array(column) for column in zip(*frames, strict=True))
+    noise, background, status, sharpness = (np.array(column) for column in zip(*frames, strict=True))
     yield Piece(f"{ROI_GROUP}/noise", (block.start,), noise.astype(np.float32))
     yield Piece(f"{ROI_GROUP}/background", (block.start, 0), background.astype(np.float32))
     yield Piece(f"{ROI_GROUP}/frame_status", (block.start,), status.astype(np.int8))
+    yield Piece(f"{ROI_GROUP}/{SHARPNESS.name}", (block.start, 0), sharpness.astype(np.float32))
 
 
 def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
@@ -192,11 +194,13 @@ def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
 
     start, guessed = (store.read_block(job.out, f"{CANDIDATES}/{name}", (slice(None), block.region))
                       for name in ("start", "guessed"))
-    stage, scale = (store.read_block(job.out, f"{CANDIDATES}/{name}", block.region) for name in ("stage", "scale"))
+    stage, scale, judged = (store.read_block(job.out, f"{CANDIDATES}/{name}", block.region)
+                            for name in ("stage", "scale", "frame_status"))
     layers = load_layers(job.out)
     rows = np.full((len(start) + 1, len(block), 6), np.nan)
     for k, frame in enumerate(_normalized(job, block)):
-        if frame.status == FrameStatus.OK:
+        # That a frame is blurred is known only since all frames have been looked at.
+        if frame.status == FrameStatus.OK and judged[k] != FrameStatus.BLURRED:
             part = slice(k, k + 1)
             rows[:, part] = locate_block(frame.optical_density[None], start[:, part], guessed[:, part], stage[part],
                                          scale[part], layers)

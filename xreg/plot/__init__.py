@@ -7,7 +7,7 @@ what it draws.
 
 from xreg.plot.frames import plot_differences, plot_frame, plot_nonrigid, plot_tracks
 from xreg.plot.maps import mean_spectrum, plot_edge_histograms, plot_edge_maps, plot_spectra
-from xreg.plot.motion import plot_motion, plot_trajectories
+from xreg.plot.motion import plot_motion, plot_strain, plot_trajectories, plot_vibration
 from xreg.plot.parts import drawn_particles, drawn_scans, first_last_frames, particle_colours
 
 __all__ = [
@@ -23,6 +23,8 @@ __all__ = [
     "plot_motion",
     "plot_nonrigid",
     "plot_spectra",
+    "plot_strain",
     "plot_tracks",
     "plot_trajectories",
+    "plot_vibration",
 ]
