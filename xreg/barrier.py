@@ -30,7 +30,7 @@ def link_particles(job: Job, settings: dict) -> None:
     from xreg.kernels.separation import make_layers
     from xreg.link import gather_tracks, link_rois
     from xreg.locate import choose_template_frames, frames_that_fit, propose_particles
-    from xreg.quality import reject_blurred
+    from xreg.sharpness import reject_blurred
 
     rois = reject_blurred(open_rois(job))
     links = link_rois(rois, **settings)

@@ -165,8 +165,8 @@ def observe(job: Job, block: chunks.Block) -> Iterator[Piece]:
     """Normalise a block's frames, find and refine their regions: the block's rows of the table of regions."""
     from xreg.detect import detect_block
     from xreg.models.weights import Weights
-    from xreg.quality import sharpness_block
     from xreg.refine import empty_rois, refine_block
+    from xreg.sharpness import sharpness_block
 
     detector, refiner = Weights(*job.detector), Weights(*job.refiner)
     table, frames = [], []

@@ -1,8 +1,9 @@
 """Background and particles told apart, from some frames in which contrasts and places differ.
 
-Positions, stage, particles and background are estimated in turn. What is slow to settle that way is taken in one step:
-a particle that hardly moves against the stage could as well be a little stronger, or lie a little elsewhere before the
-edge than behind it, with a ghost of it in the background making up for that.
+Positions, stage, particles and background are estimated in turn. What would be slow to settle that way is taken in one
+step: a particle that hardly moves against the stage could as well be a little stronger, or lie a little elsewhere
+before the edge than behind it, with a ghost of it in the background making up for that. Positions are therefore fitted
+with both pictures eliminated, and ghosts are taken out of the background.
 """
 
 import os
@@ -26,13 +27,17 @@ from xreg.kernels.layers import (
 )
 from xreg.kernels.planes import sample_plane, spline_coefficients, valid_samples
 from xreg.kernels.subpixel import RIM, Template, likeness_of_neighbours
+from xreg.kernels.unmixing import unmix
 
 #: Rounds of locating, and of separating the layers within each.
-ROUNDS, _SEPARATIONS = 5, 2
-#: Positions are moved so many times as far as a fit says: where layers follow slowly, fits say too little.
+ROUNDS, _SEPARATIONS = 3, 2
+#: Where particle and background cannot be eliminated, positions are moved so many times as far as a fit says: layers
+#: follow slowly, and fits say too little.
 _HASTE = 1.4
 #: Turns in which particles that touch are fitted: where both may have made a pixel dark, fits follow each other slowly.
 _TURNS = 8
+#: Frames that must show a particle, and the share of its window that may be unseen, for both pictures to be eliminated.
+_FEWEST, _MOST_UNSEEN = 4, 0.02
 #: Shifts (px) below which positions have settled.
 _SETTLED = 0.02
 #: Particles end softly, so many px beyond their outlines.
@@ -88,8 +93,10 @@ def make_layers(
             if np.isfinite(fits.stage).all():
                 still[k] = fits.stage
         shift = moved - place
+        settled = separation.settle(place, stage)
+        shift = np.where(np.isfinite(settled).any(axis=(1, 2), keepdims=True), settled, _HASTE * shift)
         # Fits give shifts, not new origins: particles stay where their centres of mass are on average.
-        place = place + _HASTE * (shift - _mean_over_frames(shift))
+        place = place + (shift - _mean_over_frames(shift))
         stage = still - (still - stage).mean(axis=0)
         if np.sqrt((np.nan_to_num(shift - _mean_over_frames(shift)) ** 2).mean((1, 2))).max(initial=0) < _SETTLED:
             break
@@ -232,6 +239,7 @@ class _Separation:
         self.frames = [np.where(v, f - np.float32(np.median(f[o]) if o.any() else 0), np.float32(0))
                        for f, v, o in zip(frames, self.valid, open_field, strict=True)]
         self.background = bare.background, bare.known
+        self.kept = np.ones(_RINGS, np.float32)
         self.particles = [_Particle(c) for c in bare.contour]
         windows = self._windows(place, [spline_coefficients(f) for f in self.frames])
         for p, (particle, seen) in enumerate(zip(self.particles, windows, strict=True)):
@@ -275,12 +283,44 @@ class _Separation:
             if again or not self.background[1].any():
                 self.background = self._fit_background(place, stage)
             if again < _SEPARATIONS:
-                windows = self._fit_particles(place, stage)
+                self.windows = self._fit_particles(place, stage)
+                self.taken_off = self.background[0]
         background, known = self.background
         centre = to_reference(place, np.array(self.scale), self.frames[0].shape) - stage + bare.margin
-        self._take_out_ghosts(background, known, centre, windows)
+        self._take_out_ghosts(background, known, centre, self.windows)
         pictures = np.array([p.full_picture() for p in self.particles]).reshape(bare.contour.shape)
         return Layers(background, known, bare.margin, pictures, bare.contour)
+
+    def settle(self, place: np.ndarray, stage: np.ndarray) -> np.ndarray:
+        """Shifts (particles, n, 2), px, by which particles are elsewhere than where they were separated last (`unmix`).
+
+        NaN where a particle is not seen; all NaN for one that is seen too rarely, or not whole.
+        """
+        shift = np.full(place.shape, np.nan)
+        background, known = self.background
+        scale = np.array(self.scale)
+        centre = to_reference(place, scale, self.frames[0].shape) - stage + self.bare.margin
+        open_ = known & ~paint(background.shape, _mean_place(centre), 1.0, self.bare.rims)
+        if open_.sum() < 1000:
+            return shift
+        size = [fft.next_fast_len(n, real=True) for n in background.shape]
+        power, _ = _power(fft.rfft2(np.where(open_, background - background[open_].mean(), np.float32(0)), size), size)
+        power, wave = power / open_.sum(), (np.arange(_RINGS) + 0.5) / (_RINGS * 4 / 3)
+        spline = spline_coefficients(self.taken_off)
+
+        def unmixed(p):
+            particle = self.particles[p]
+            taper = ndimage.gaussian_filter(ndimage.binary_dilation(particle.contour, iterations=5).astype(float), 1.5)
+            seen = np.flatnonzero(np.isfinite(particle.contrast))
+            if len(seen) < _FEWEST or (np.isnan(self.windows[p][seen]).mean((1, 2)) > _MOST_UNSEEN).any():
+                return
+            behind = [sample_plane(spline, centre[p, k] - particle.half, 1.0, taper.shape) for k in seen]
+            moved = unmix(np.nan_to_num(self.windows[p][seen]) + np.array(behind), particle.contrast[seen],
+                          -centre[p, seen], taper, lambda q: np.interp(q, wave, power))
+            shift[p, seen] = moved / scale[seen, None]
+
+        _each(unmixed, len(place))
+        return shift
 
     def _left(self, k: int, place: np.ndarray) -> np.ndarray:
         """What the particles leave of frame k, (y, x)."""
@@ -369,7 +409,8 @@ class _Separation:
         count = counts.sum(0)
         known = count > 0.3 * len(self.frames)
         mean = np.where(known, sums.sum(0) / np.maximum(count, 1), 0)
-        return _without_noise(mean, sums, counts, known), known
+        self.kept = _shares_kept(mean, sums, counts, known)
+        return np.where(known, _filtered(mean, self.kept), 0).astype(np.float32), known
 
     def _take_out_ghosts(self, background, known, centre, windows) -> None:
         """Take out of the background, in place, the ghosts that neither the frames nor its texture speak for.
@@ -377,7 +418,8 @@ class _Separation:
         A ghost is the particle's picture, or its slope along y or x, at its mean place on the stage. The frames tell it
         by how far the particle moves against the stage; the texture elsewhere, which has few waves as short as an
         outline, tells how much of a ghost can be texture by chance. Both are linear fits, and are weighed against each
-        other by what they know.
+        other by what they know. A ghost has gone through the same filter as the background: without that the waves that
+        the filter takes out would speak against it.
         """
         if not known.any() or not background.any():
             return
@@ -404,15 +446,16 @@ class _Separation:
             # The part of the window that lies on the background: `here` in the background, `ours` in the window.
             here = tuple(slice(max(a, 0), min(a + side, n)) for a, n in zip(low, background.shape, strict=True))
             ours = tuple(slice(h.start - a, h.stop - a) for h, a in zip(here, low, strict=True))
-            ghosts = _ghosts(particle.sprite, middle - low, (side, side))
+            soft = Sprite.of(_filtered(np.pad(particle.picture, MARGIN), self.kept))
+            ghosts = _ghosts(soft, middle - low, (side, side))
             seeming = fft.irfft2(fft.rfft2(ghosts) * even[_rings([side, side])], (side, side))[:, *ours].reshape(3, -1)
             normal, right = seeming @ seeming.T, seeming @ white[here].ravel()
-            more, said = self._what_frames_say(particle, track - middle, left, seen)
+            more, said = self._what_frames_say(particle, soft, track - middle, left, seen)
             amount = np.linalg.solve(normal + more + 1e-9 * np.eye(3) * np.trace(normal), right - said)
             background[here] -= np.where(known[here], np.tensordot(amount, ghosts, 1)[ours], 0).astype(np.float32)
 
     @staticmethod
-    def _what_frames_say(particle, moved, windows, seen) -> tuple[np.ndarray, np.ndarray]:
+    def _what_frames_say(particle, soft, moved, windows, seen) -> tuple[np.ndarray, np.ndarray]:
         """Normal matrix and right side of the fit of ghosts to what particle and background leave of the frames."""
         template = Template.of(particle.picture, particle.contour)
         inner = (slice(particle.half - template.half, particle.half + template.half + 1),) * 2
@@ -423,7 +466,7 @@ class _Separation:
         for k in seen:
             window = windows[k][inner][mask] - particle.contrast[k] * template.picture[mask]
             valid = np.isfinite(window)
-            drawn = _ghosts(particle.sprite, middle - moved[k], shape)[:, mask].T
+            drawn = _ghosts(soft, middle - moved[k], shape)[:, mask].T
             drawn, window = np.where(valid[:, None], drawn, 0), np.where(valid, window, 0)
             left.append(window - absorbed @ (absorbed.T @ window))
             columns.append(drawn - absorbed @ (absorbed.T @ drawn))
@@ -443,19 +486,23 @@ def _ghosts(sprite: Sprite, centre: np.ndarray, shape: tuple[int, int]) -> np.nd
     return np.stack([drawn, *np.gradient(drawn)])
 
 
-def _without_noise(mean: np.ndarray, sums: np.ndarray, counts: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Wiener estimate of a mean picture: waves in which its two halves do not agree are noise and are taken out."""
+def _shares_kept(mean: np.ndarray, sums: np.ndarray, counts: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Wiener filter of a mean picture, by lengths of waves: those in which its two halves do not agree are noise."""
     both = known & (counts > 0).all(0)
     if not both.any():
-        return mean.astype(np.float32)
+        return np.ones(_RINGS, np.float32)
     first, second = (np.where(both, s / np.maximum(c, 1), 0) for s, c in zip(sums, counts, strict=True))
     size = [fft.next_fast_len(n, real=True) for n in mean.shape]
-    waves = fft.rfft2(mean.astype(np.float32), size)
-    power, ring = _power(waves, size)
+    power, _ = _power(fft.rfft2(mean.astype(np.float32), size), size)
     noise, _ = _power(fft.rfft2(((first - second) / 2).astype(np.float32), size), size)
-    share = np.clip(1 - noise / np.maximum(power, 1e-30), 0, 1).astype(np.float32)
-    kept = fft.irfft2(waves * share[ring], size)[: mean.shape[0], : mean.shape[1]]
-    return np.where(known, kept, 0).astype(np.float32)
+    return np.clip(1 - noise / np.maximum(power, 1e-30), 0, 1).astype(np.float32)
+
+
+def _filtered(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """A picture of whose waves only shares are kept, by their lengths."""
+    size = [fft.next_fast_len(n, real=True) for n in picture.shape]
+    waves = fft.rfft2(picture.astype(np.float32), size)
+    return fft.irfft2(waves * share[_rings(size)], size)[: picture.shape[0], : picture.shape[1]]
 
 
 def _power(waves: np.ndarray, size: list[int]) -> tuple[np.ndarray, np.ndarray]:

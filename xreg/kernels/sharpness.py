@@ -105,7 +105,7 @@ def blurred_frames(powers: np.ndarray, energy: np.ndarray) -> np.ndarray:
     Notes
     -----
     At ample counts, frames count as blurred from a Gaussian of about 1.75 px (standard deviation) or motion by about
-    6 px on (`tests/test_quality.py`).
+    6 px on (`tests/test_sharpness.py`).
 
     References
     ----------
