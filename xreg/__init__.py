@@ -31,6 +31,8 @@ _PUBLIC = {
     "measure_motion": "motion",
     "register": "run",
     "evaluate": "evaluation",
+    "measure_quality": "quality",
+    "summarize_quality": "quality",
     "write_report": "report",
     "Phantom": "synthetic",
     "PhantomConfig": "synthetic",
