@@ -50,7 +50,7 @@ from xreg import baselines, quality, record
 from xreg.evaluation import PRE_EDGE_MARGIN_EV, evaluate
 from xreg.kernels import scoring
 from xreg.synthetic import DISTORTIONS, Phantom, PhantomConfig, edge_spectrum
-from xreg.synthetic.spectra import NI_K_EDGE, pre_edge_absorption
+from xreg.synthetic.spectra import pre_edge_absorption
 
 COUNTS = (9000, 1500, 300, 100)
 QUICK = ("absolute-template", "relative-template", "phase-correlation", "normalised-cross-correlation",
@@ -81,12 +81,14 @@ def cases(counts: list[int], only: list[str], seeds: list[int], **settings) -> d
 # -- the bound ---------------------------------------------------------------------------------------------------------
 
 
-def position_bounds(phantom: Phantom) -> np.ndarray:
-    """Square root of the Cramer-Rao bound of every position, (particle, frame), px; NaN in bad frames."""
+def position_bounds(phantom: Phantom, beam: np.ndarray) -> np.ndarray:
+    """Square root of the Cramer-Rao bound of every position, (particle, frame), px; NaN in bad frames.
+
+    `beam` (y, x) is the expected open beam, in counts of the sample's exposure.
+    """
     bounds = np.full((len(phantom.particles), phantom.config.n_frames), np.nan)
     for frame in np.flatnonzero(phantom.frame_status == 0):
         density = phantom.optical_density(frame)
-        beam = _open_beam(phantom, frame)
         for p in range(len(phantom.particles)):
             information = _information(phantom, frame, p, density, beam)
             if np.linalg.det(information) > 0:
@@ -94,10 +96,10 @@ def position_bounds(phantom: Phantom) -> np.ndarray:
     return bounds
 
 
-def _open_beam(phantom: Phantom, frame: int) -> np.ndarray:
-    """Expected open-beam counts of the sample's exposure, (y, x), without crackle and drift, which average out."""
-    spot = phantom._spot_image * (1 + 0.15 * (phantom.energy[frame] - NI_K_EDGE) / NI_K_EDGE)
-    return spot * phantom.config.counts
+def open_beam(raw: xr.Dataset, config: PhantomConfig) -> np.ndarray:
+    """Open beam (y, x) in counts of the sample's exposure: the mean of all flats, whose noise is averaged out."""
+    mean = (raw["flats"].mean("flat") - raw["darks"].mean("dark")).values * config.exposure / config.flat_exposure
+    return np.maximum(mean, 1e-3 * config.counts)  # dead pixels
 
 
 def _information(phantom: Phantom, frame: int, p: int, density: np.ndarray, beam: np.ndarray) -> np.ndarray:
@@ -225,14 +227,16 @@ def run_case(folder: Path, name: str, config: PhantomConfig, methods: list[str],
     truth = phantom.truth()
     if not raw.exists():
         record.simulate(config, raw)
-    density = xreg.normalize_frames(xreg.open_frames(raw))["optical_density"].values
+    frames = xreg.open_frames(raw)
+    density = xreg.normalize_frames(frames)["optical_density"].values
     for method in wanted:
         if method == "xreg":
             began = time.perf_counter()
-            result = xreg.open_result(out) if out.exists() else xreg.register(raw, out, lazy=True)
+            left = Path(f"{out}.partial").exists()
+            result = xreg.open_result(out) if out.exists() else xreg.register(raw, out, lazy=True, resume=left)
             seconds = time.perf_counter() - began
             judged = qualities(density, result, truth)
-            bounds = position_bounds(phantom)
+            bounds = position_bounds(phantom, open_beam(frames, config))
             rows = [{**registered(result, truth, bounds), "seconds": seconds, **judged["xreg"]},
                     {"method": "oracle", "where": "particle", **judged["oracle"]}]
         else:
@@ -284,8 +288,8 @@ def show(name: str, rows: list[dict]) -> None:
     if ours:
         print(f"  xreg: error / sigma {ours.get('sigma_ratio', np.nan):.2f}, rigid {ours.get('rigid', np.nan):.3f} px, "
               f"identities switched {ours['switches']:.0f}, invented {ours['invented']:.0f}, "
-              f"found {ours['found']:.0f}; Cramer-Rao bound {ours['bound']:.3f} px (pre-edge {ours['bound_pre_edge']:.3f}), "
-              f"RMS / bound {ours.get('bound_ratio', np.nan):.2f}")
+              f"found {ours['found']:.0f}; Cramer-Rao bound {ours['bound']:.3f} px, "
+              f"pre-edge {ours['bound_pre_edge']:.3f} px, RMS / bound {ours.get('bound_ratio', np.nan):.2f}")
     if ours and oracle:
         print("  aligned stack, by xreg and by the truth: " + ", ".join(
             f"{k} {ours[k]:.4f} {oracle[k]:.4f}" for k in quality.MEANINGS))
