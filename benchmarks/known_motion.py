@@ -61,7 +61,7 @@ class Motion:
     phase: np.ndarray           # (wave, 2)
 
     @classmethod
-    def draw(cls, frames: int, shape: tuple[int, int], seed: int, size: float = 0.003) -> "Motion":
+    def draw(cls, frames: int, shape: tuple[int, int], seed: int, size: float = 0.001) -> "Motion":
         """Draw a stage that shakes, walks and jumps once, and a field that comes and goes smoothly.
 
         `size` is the waves' amplitude over the frame's longer side, so that the strain is the same in every frame.

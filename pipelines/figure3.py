@@ -107,9 +107,9 @@ def draw(result, density, aligned, quality):
         distance.plot(every, result["distance"].values[p], color=colours[p], lw=0.9)
         for ax, velocity in zip(velocities, result["velocity"].values[p].T, strict=True):
             ax.plot(every, velocity, color=colours[p], lw=0.6)
-    distance.plot(every, np.nancumsum(np.linalg.norm(rigid, axis=-1)), color="black", lw=1.4)
+    distance.plot(every, np.nancumsum(np.linalg.norm(rigid, axis=-1)), color="black", lw=2.4, zorder=0)
     for ax, moved, name in zip(velocities, np.gradient(np.nancumsum(rigid, axis=0), axis=0).T, "yx", strict=True):
-        ax.plot(every, moved, color="black", lw=1.0)
+        ax.plot(every, moved, color="black", lw=2.0, zorder=0)
         ax.set(title=f"({'d' if name == 'y' else 'e'}) velocity along {name}", xlabel="frame", ylabel="px/frame")
     distance.set(title="(c) cumulative displacement; black: rigid", xlabel="frame", ylabel="px")
     similarity.boxplot([q["ssim"].values[np.isfinite(q["ssim"].values)] for q in quality.values()], showfliers=False)
