@@ -89,7 +89,7 @@ def test_registration_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     other = {"method": "orb", "where": "frame", "frames": 6.0, "rms": 1.0, "tracked": 0.5}
     monkeypatch.setattr(registration, "conventional", lambda *_: [other])
     registration.main(tmp_path, chosen, ["xreg", "absolute-template", "orb"])
-    assert registration.read(table) == [*first, other]
+    assert str(registration.read(table)) == str([*first, other])  # as text, since a NaN is not equal to itself
 
 
 def scene(density):
@@ -145,6 +145,7 @@ def test_tracks_are_scored_against_the_field():
     assert (bad["seen"], bad["lost"]) == (0.8, 1)
 
 
+@pytest.mark.slow
 def test_known_motion_runs(tmp_path, capsys):
     record.simulate(PhantomConfig(**{**TINY, "energies": (8400.0,), "shape": (160, 160)}, n_scans=1,
                                   flats_per_energy=1), tmp_path / "measured.zarr")
