@@ -1,6 +1,6 @@
 """Tracks of real particles whose motion is known: a measured frame, warped by a known field and exposed again.
 
-    python benchmarks/known_motion.py SOURCE FOLDER [--energy 8354] [--energies 60] [--counts 3000] [--window Y X N N]
+    python benchmarks/known_motion.py SOURCE FOLDER [--energy 8354] [--energies 60] [--counts 9000] [--window Y X N N]
                                       [--seed 0]
 
 SOURCE is what `xreg ingest` reads, or a raw store. The optical density of its first good frame at the energy nearest to
@@ -18,6 +18,9 @@ Over the energies the particles' layer follows the Ni K-edge spectra of `xreg.sy
 right, scaled to what it is at the measured energy; the background falls as the absorption before the edge does. Frames
 and open-beam references (two for each energy) are exposed with the measured illumination and Poisson noise, written to
 FOLDER/raw.zarr and registered by `xreg.register`. Stores that are there already are used.
+
+`pull` is the slope of the errors before the edge over the particle's own motion (see `_pull`): 0 if nothing of the
+particle has been taken for background.
 
 A particle's true path is that of the point of the layer which is its centre in its first sighting; errors are lengths
 less a constant offset (median over frames). A particle is lost in a frame if it has no position there, or one farther
@@ -224,24 +227,37 @@ def score(result: xr.Dataset, scene: Scene) -> list[dict]:
         inside = ((path >= reach) & (path <= np.array(scene.shape) - 1 - reach)).all(-1)
         difference = track - path
         error = np.linalg.norm(difference - scoring.constant_offset(difference), axis=-1)
+        own = path - place + scene.corner - scene.motion.stage
         missing = ~(error <= LOST_PX)
         rows.append({"particle": p, "y": track[first, 0], "x": track[first, 1], "radius": reach,
                      "seen": float(np.isfinite(error).mean()), "whole": bool(inside.all()),
                      "lost": int((missing & inside).sum()), "rms": scoring.rms(error),
-                     "pre_edge": scoring.rms(error[before]),
+                     "pre_edge": scoring.rms(error[before]), "pull": _pull(difference, own, before),
                      "ratio": scoring.robust_sigma((difference - scoring.constant_offset(difference))
                                                    / result["position_sigma"].values[p])})
     return rows
 
 
+def _pull(difference: np.ndarray, own: np.ndarray, before: np.ndarray) -> float:
+    """Slope of the pre-edge errors over the motion against the stage, both less their median after the edge.
+
+    -1 for a track that follows the stage, 0 for one that follows the particle, positive for one that is driven away
+    from the stage, as it is when some of the particle has been taken for background.
+    """
+    error, moved = (v[before] - np.nanmedian(v[~before], axis=0) for v in (difference, own))
+    known = np.isfinite(error).all(-1)
+    square = (moved[known] ** 2).sum()
+    return float((error * moved)[known].sum() / square) if square > 0 else np.nan
+
+
 def report(rows: list[dict], result: xr.Dataset, scene: Scene) -> dict[str, float]:
     """Print the table and the goals; return what was reached."""
     print(f"{'particle':>8s}{'y':>7s}{'x':>7s}{'radius':>8s}{'seen':>8s}{'lost':>6s}{'RMS':>9s}{'pre-edge':>10s}"
-          f"{'error/sigma':>13s}")
+          f"{'pull':>8s}{'error/sigma':>13s}")
     for r in rows:
         mark = "" if r["whole"] else "  cut by the frame in some frames"
         numbers = "".join(f"{np.nan if r[k] is None else r[k]:{w}.3f}" for k, w in
-                          (("rms", 9), ("pre_edge", 10), ("ratio", 13)))
+                          (("rms", 9), ("pre_edge", 10), ("pull", 8), ("ratio", 13)))
         print(f"{r['particle']:8d}{r['y']:7.0f}{r['x']:7.0f}{r['radius']:8.1f}{r['seen']:8.1%}{r['lost']:6d}{numbers}"
               + mark)
     whole = [r for r in rows if r["whole"]]
@@ -265,7 +281,7 @@ def _length(difference: np.ndarray) -> float:
     return np.nan if value is None else value
 
 
-def main(source: Path, folder: Path, *, energy: float = 8354.0, energies: int = 60, counts: float = 3000.0,
+def main(source: Path, folder: Path, *, energy: float = 8354.0, energies: int = 60, counts: float = 9000.0,
          window: tuple[int, int, int, int] | None = None, seed: int = 0) -> dict[str, float]:
     """Make, register and score; `window` is (y, x, height, width) of the measured frame."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -292,7 +308,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--energy", type=float, default=8354.0)
     parser.add_argument("--energies", type=int, default=60)
-    parser.add_argument("--counts", type=float, default=3000.0)
+    parser.add_argument("--counts", type=float, default=9000.0)
     parser.add_argument("--window", type=int, nargs=4, metavar=("Y", "X", "HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
     options = vars(parser.parse_args())
