@@ -123,3 +123,16 @@ def test_encrypted(raw, tmp_path):
             process.kill()
             process.wait()
     assert open_result(tmp_path / "out.zarr").sizes["particle"] == 1
+
+
+def test_figure3(tmp_path):
+    config = PhantomConfig(shape=(128, 128), n_scans=1, energies=(8200.0, 8300.0, 8345.0, 8400.0, 8500.0),
+                           n_particles=1, radius=(11.0, 13.0), touching=0, flats_per_energy=1, n_darks=1, jumps=0.0)
+    quality = program("figure3").main(tmp_path, ["absolute-template"], config)
+    assert list(quality) == ["xreg", "absolute-template", "truth"]
+    assert (tmp_path / "figure3.png").stat().st_size > 20_000
+    rows = (tmp_path / "quality.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["method", "xreg", "absolute-template", "truth"]
+    ssim = [float(row.split(",")[2]) for row in rows[1:]]
+    assert ssim[0] > 0.97 * ssim[2]
+    assert len((tmp_path / "motion.csv").read_text().splitlines()) == 1 + 5

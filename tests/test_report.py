@@ -56,6 +56,8 @@ def test_whole_page(data, tmp_path):
     assert "position error, RMS" in page.text
     assert "Positions have standard errors of 0.050 px in the median" in page.text
     assert "Not drawn" not in page.text
+    assert "in 16 frames of 4 particles" in page.text
+    assert "Mean structural similarity of each picture with its particle's mean picture" in page.text
     assert [place.name for place in (tmp_path / "new").iterdir()] == ["report.html"]
 
 
@@ -110,6 +112,18 @@ def test_doubts_are_named(data, tmp_path):
     assert "1 sightings are less than 0.5 similar to the one before (particles 1)" in page.text
     assert "could be fitted: 100.0% no edge" in page.text
     assert "computed from the energies, not measured" in page.text
+
+
+def test_misalignment_shows_in_the_quality(data, tmp_path):
+    _, result, _ = data
+
+    def similarity(ds):
+        return float(Page(write_report(ds, tmp_path / "report.html")).text.split("(SSIM), mean")[1].split("%")[0])
+
+    few = result[["position", "aligned", "contour"]].isel(particle=[0, 1])
+    moved = few.copy(deep=True)
+    moved["aligned"][:, ::3] = np.roll(moved["aligned"][:, ::3].values, 2, axis=-1)
+    assert similarity(moved) < similarity(few) - 3
 
 
 def test_nothing_found(data, tmp_path):

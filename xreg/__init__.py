@@ -35,6 +35,8 @@ _PUBLIC = {
     "measure_vibration": "motion",
     "register": "run",
     "evaluate": "evaluation",
+    "measure_quality": "quality",
+    "summarize_quality": "quality",
     "write_report": "report",
     "Phantom": "synthetic",
     "PhantomConfig": "synthetic",

@@ -30,7 +30,7 @@ from skimage.transform import EuclideanTransform, downscale_local_mean
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 
 #: Shifts of up to this many px between the two pictures are looked for where a method searches.
-REACH_PX = 16
+REACH_PX = 24
 _UPSAMPLING = 50
 _COARSE = 4
 
@@ -252,23 +252,28 @@ def _variation_of_difference(one: np.ndarray, other: np.ndarray) -> float:
 
 def _features(make: Callable[[], SIFT | ORB]) -> Measure:
     """Make a method of a feature detector: the median shift of the matches that one rigid motion explains."""
+    last: list[tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]] = []
+
+    def features(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        detector = make()
+        try:
+            detector.detect_and_extract(np.clip(picture, 0, 1))
+        except RuntimeError:  # scikit-image's way to say that there is no feature
+            return None
+        return getattr(detector, "positions", detector.keypoints), detector.descriptors  # SIFT's between the pixels
 
     def measure(reference: np.ndarray, moving: np.ndarray) -> np.ndarray | None:
-        places, descriptors = [], []
-        for picture in (reference, moving):
-            detector = make()
-            try:
-                detector.detect_and_extract(np.clip(picture, 0, 1))
-            except RuntimeError:  # scikit-image's way to say that there is no feature
-                return None
-            places.append(getattr(detector, "positions", detector.keypoints))  # SIFT's between the pixels
-            descriptors.append(detector.descriptors)
-        if min(map(len, descriptors)) < 3:
+        # The same reference comes again and again, and its features take as long as those of the moving picture.
+        if not last or last[0][0] is not reference:
+            last[:] = [(reference, features(reference))]
+        pair = (last[0][1], features(moving))
+        if pair[0] is None or pair[1] is None or min(len(descriptors) for _, descriptors in pair) < 3:
             return None
-        pairs = match_descriptors(*descriptors, cross_check=True, max_ratio=0.9)
+        (here, mine), (there, theirs) = pair
+        pairs = match_descriptors(mine, theirs, cross_check=True, max_ratio=0.9)
         if len(pairs) < 3:
             return None
-        here, there = places[0][pairs[:, 0]], places[1][pairs[:, 1]]
+        here, there = here[pairs[:, 0]], there[pairs[:, 1]]
         _, agree = ransac((here, there), EuclideanTransform, 3, 1.5, max_trials=200, rng=0)
         if agree is None or agree.sum() < 3:
             return None

@@ -15,6 +15,7 @@ import numpy as np
 from xreg import plot
 from xreg.evaluation import evaluate
 from xreg.kernels.scoring import robust_sigma
+from xreg.quality import MEANINGS, measure_quality, summarize_quality
 from xreg.result import rigid_part
 from xreg.schema import FitStatus, FrameStatus
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 _DPI = 110
 #: Sightings less similar to the previous one than this are worth a look.
 _LOW_SIMILARITY = 0.5
+#: Frames, evenly spread, from which the quality of the alignment is judged.
+_JUDGED = 16
+#: How each measure of the alignment is called and written.
+_MEASURES = {"ssim": ("similarity (SSIM), mean", "{:.2%}"), "ssim_variance": ("its variance over frames", "{:.2g}"),
+             "difference": ("energy of the first-last difference", "{:.2%}"),
+             "correlation": ("correlation with the mean picture", "{:.4f}"),
+             "flow": ("residual optical flow, RMS", "{:.3f} px")}
 #: Longer attributes are cut to this many characters.
 _LONGEST = 400
 _STYLE = """
@@ -67,7 +75,8 @@ def write_report(
 ) -> Path:
     """Write a report as one HTML page with its pictures inside; no other file and no script belongs to it.
 
-    Only what is drawn is read: two frames, some maps, and a few particles' mean spectra in slices. A picture
+    Only what is drawn is read: two frames, some maps, a few particles' mean spectra in slices, and their stacks in
+    sixteen frames. A picture
     whose variables are missing is left out, and the page says so.
 
     Parameters
@@ -98,6 +107,7 @@ def write_report(
         _heading(result),
         _errors(result, truth),
         _frame_table(result),
+        _quality(result),
         *_pictures(result, frames),
         "<h2>What is uncertain</h2>",
         _list(_doubts(result, truth)),
@@ -172,6 +182,27 @@ def _frame_table(result: "xr.Dataset") -> str:
         listed = "" if value == FrameStatus.OK else _ranges(which)
         rows.append((names.get(value, f"status {value}"), f"{which.size}", listed))
     return "<h2>Frames</h2>\n" + _rows(rows, ("status", "frames", "numbers")) + failures
+
+
+def _quality(result: "xr.Dataset") -> str:
+    """Table of how well the pictures of each aligned stack agree, judged without a truth."""
+    particles = plot.drawn_particles(result)
+    if not particles or not {"aligned", "contour"} <= set(result.variables):
+        return ""
+    first, last = plot.first_last_frames(result)
+    frames = np.unique(np.linspace(first, last, _JUDGED).round().astype(int))
+    few = result[["aligned", "contour"]].isel(particle=particles, frame=frames)
+    try:
+        numbers = summarize_quality(measure_quality(few["aligned"], few["contour"]))
+    except ValueError as error:
+        return f"<h2>Quality of the alignment</h2>\n<p>Not judged: {html.escape(str(error))}</p>"
+    rows = [(label, form.format(numbers[name]) if np.isfinite(numbers[name]) else "-", MEANINGS[name])
+            for name, (label, form) in _MEASURES.items()]
+    judged = f"{_many(len(frames), 'frame')} of {_many(len(particles), 'particle')}"
+    words = (f"Judged from the stacks themselves, in {judged}. Each picture is compared with the mean picture "
+             "scaled to its contrast, so that the absorption edge is no misalignment; photon noise and chemistry keep "
+             "even a perfect alignment below 1.")
+    return f"<h2>Quality of the alignment</h2>\n<p>{html.escape(words)}</p>\n" + _rows(rows)
 
 
 def _ranges(numbers: np.ndarray) -> str:

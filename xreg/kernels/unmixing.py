@@ -1,9 +1,9 @@
 """Where a particle is in front of a background, whatever both look like.
 
 Fitted in turn, position, particle and background follow each other slowly: a particle that lies a little elsewhere
-before the edge than behind it is nearly made up for by a ghost of its rim in the background. Here particle and background
-are eliminated instead, wave by wave, as in variable projection (Golub & Pereyra 1973, doi:10.1137/0710036), and only the
-positions are left to be fitted. What the background may look like is told by its power beside the particles.
+before the edge than behind it is nearly made up for by a ghost of its rim in the background. Here particle and
+background are eliminated instead, wave by wave, as in variable projection (Golub & Pereyra 1973, doi:10.1137/0710036),
+and only the positions are left to be fitted. What the background may look like is told by its power beside them.
 """
 
 import numpy as np
@@ -76,7 +76,8 @@ def unmix(windows: np.ndarray, contrast: np.ndarray, ground: np.ndarray, taper: 
             part = np.s_[..., first:first + _WAVES]
             moving = -2j * np.pi * q[part] * (before * particle_wave)[:, None][part]
             slopes = np.concatenate([moving, np.broadcast_to(plane[part], (n, *plane[part].shape))], axis=1)
-            some = _eliminated(slopes, left[part], behind[part], before[part], (g11[part], g22, g12[part]), weight[part])
+            ridge = g11[part], g22, g12[part]
+            some = _eliminated(slopes, left[part], behind[part], before[part], ridge, weight[part])
             normal, right = normal + some[0], right + some[1]
         size = np.sqrt(np.maximum(np.diag(normal), 1e-30))
         normal = normal / size[:, None] / size + _RIDGE * np.eye(5 * n)
