@@ -16,6 +16,20 @@ def shared_data() -> Path:
     return place
 
 
+@pytest.fixture(scope="module")
+def thresholds():
+    """Thresholds in place of networks, so that runs need no weights."""
+    from stand_in import particle_map, soft_contours
+
+    from xreg.models import weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xreg.models.infer.particle_map", particle_map)
+        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
+        patch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "0" * 64))
+        yield
+
+
 @pytest.fixture
 def no_compute():
     """Run a test under a scheduler that raises: whatever computes is not lazy."""

@@ -13,20 +13,10 @@ from click.testing import CliRunner
 from xreg import cli, store, synthetic
 from xreg.result import open_result
 
+pytestmark = pytest.mark.usefixtures("thresholds")
+
 TINY = {"shape": (96, 96), "n_particles": 2, "radius": (10.0, 13.0), "touching": 0, "flats_per_energy": 1, "n_darks": 1,
         "deformation": 1.0, "jumps": 0.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thresholds():
-    from tests.test_run import particle_map, soft_contours
-    from xreg.models import weights
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xreg.models.infer.particle_map", particle_map)
-        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
-        patch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "0" * 64))
-        yield
 
 
 def xreg(*arguments):

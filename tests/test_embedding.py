@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from distributed import Client, LocalCluster
-from stand_in import TINY, particle_map, soft_contours
+from stand_in import TINY
 
 import xreg
 from xreg import chunks, record, run, store, tasks
@@ -21,13 +21,7 @@ from xreg.detect import detect_block
 from xreg.refine import refine_block
 from xreg.synthetic import PhantomConfig
 
-
-@pytest.fixture(scope="module", autouse=True)
-def thresholds():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xreg.models.infer.particle_map", particle_map)
-        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
-        yield
+pytestmark = pytest.mark.usefixtures("thresholds")
 
 
 @pytest.fixture(scope="module")

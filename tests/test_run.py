@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from stand_in import STACKS, TINY, assert_same, flip_a_bit, particle_map, soft_contours
+from stand_in import STACKS, TINY, assert_same, flip_a_bit
 
 import xreg
 from xreg import record, run, schema, store, tasks
@@ -21,21 +21,16 @@ FRAMES, BLOCK = 16, 4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def thresholds():
-    """Networks that need no weights, and blocks of 4 frames."""
-    from xreg.models import weights
-
+def blocks(thresholds):
+    """Blocks of 4 frames."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xreg.chunks.BLOCK_FRAMES", BLOCK)
         patch.setattr("xreg.chunks.FEWEST_BLOCKS", 1)
-        patch.setattr("xreg.models.infer.particle_map", particle_map)
-        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
-        patch.setattr("xreg.models.weights.shipped", lambda name: weights.Weights(name, "0" * 64))
         yield
 
 
 @pytest.fixture(scope="module")
-def raw(thresholds, tmp_path_factory):
+def raw(blocks, tmp_path_factory):
     place = tmp_path_factory.mktemp("measured") / "raw.zarr"
     record.simulate(PhantomConfig(**TINY), place)
     return place

@@ -1,7 +1,7 @@
 """The same bits whatever the chunks of the raw store, whoever works, and however linking is cut into tasks."""
 
 import pytest
-from stand_in import StandIn, assert_same, particle_map, soft_contours
+from stand_in import StandIn, assert_same
 from test_run import rechunked
 
 from xreg import record, run
@@ -9,15 +9,7 @@ from xreg.result import open_result
 from xreg.synthetic import PhantomConfig, ni_energies
 from xreg.workers import open_pool
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def thresholds():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("xreg.models.infer.particle_map", particle_map)
-        patch.setattr("xreg.models.infer.soft_contours", soft_contours)
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("thresholds")]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ TEMPLATE_FRAMES, TEMPLATE_BYTES = 16, 2**27
 _STRONG = 0.6
 #: A particle that was not detected is accepted at this many standard errors of its contrast, and if its contrast is
 #: between these shares of what it should be. It is denied if the contrast is below the lower one and surely too low.
-_SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 2.0
+_SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 3.0
 #: Of two outlines that share this part of the smaller one, and are detected together in less than this part of the
 #: frames that show the rarer one, one is a piece of the other.
 _SAME_PLACE, _TOGETHER = 0.6, 0.2
