@@ -72,6 +72,7 @@ def test_cases():
         True, 0.5, 0, 0, 9000, 1)
 
 
+@pytest.mark.slow
 def test_registration_goes_on_where_it_stopped(tmp_path, capsys, monkeypatch):
     chosen = registration.cases([9000], ["all"], [0], **TINY)
     registration.main(tmp_path, chosen, ["xreg", "absolute-template"], every=2)
