@@ -366,7 +366,6 @@ def test_an_interrupted_run_goes_on_and_redoes_nothing(raw, whole, tmp_path, exe
     assert_same(whole, out)
 
 
-@pytest.mark.slow
 def test_data_that_went_missing_behind_a_marker_are_made_again(raw, whole, tmp_path, executions):
     out = tmp_path / "out.zarr"
     executions.fail = {("fit", "0-0"): Power()}

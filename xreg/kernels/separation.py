@@ -26,8 +26,10 @@ from xreg.kernels.layers import (
     paint,
 )
 from xreg.kernels.planes import sample_plane, spline_coefficients, valid_samples
-from xreg.kernels.subpixel import RIM, Template, likeness_of_neighbours
+from xreg.kernels.portraits import Portrait
+from xreg.kernels.subpixel import Template, likeness_of_neighbours
 from xreg.kernels.unmixing import unmix
+from xreg.kernels.waves import RINGS, WAVE_NUMBERS, filtered, mean_power, ring_numbers, wiener_shares
 
 #: Rounds of locating, and of separating the layers within each.
 ROUNDS, _SEPARATIONS = 3, 2
@@ -40,12 +42,8 @@ _TURNS = 8
 _FEWEST, _MOST_UNSEEN = 4, 0.02
 #: Shifts (px) below which positions have settled.
 _SETTLED = 0.02
-#: Particles end softly, so many px beyond their outlines.
-_SOFT = 4
 #: The background behind a particle is within so many standard deviations of that beside particles.
 _MOST_TEXTURE = 3.0
-#: Lengths of waves that are told apart.
-_RINGS = 96
 
 
 def make_layers(
@@ -154,77 +152,6 @@ def _mean_place(place: np.ndarray) -> np.ndarray:
     return np.where(known.any(1), np.where(known, place, 0).sum(1) / np.maximum(known.sum(1), 1), np.nan)
 
 
-class _Particle:
-    """One particle on all frames: its outline and picture, its contrast in each frame."""
-
-    def __init__(self, contour: np.ndarray):
-        far = np.abs(np.argwhere(contour) - contour.shape[-1] // 2).max(initial=0) + RIM + _SOFT
-        self.half = int(min(far, contour.shape[-1] // 2))
-        middle, self.whole = contour.shape[-1] // 2, contour.shape
-        self.crop = (slice(middle - self.half, middle + self.half + 1),) * 2
-        self.contour = contour[self.crop]
-        self.rim = ndimage.binary_dilation(self.contour, iterations=3)
-        self.support = ndimage.gaussian_filter(
-            ndimage.binary_dilation(self.contour, iterations=_SOFT).astype(np.float32), 1)
-        self.side = 2 * self.half + 1
-        self.picture: np.ndarray | None = None
-        self.sprite: Sprite | None = None
-        self.contrast = np.zeros(0)
-
-    def show(self, picture: np.ndarray) -> None:
-        """Take a picture for the particle's."""
-        self.picture, self.sprite = picture, Sprite.of(picture)
-
-    def begin(self, windows: np.ndarray) -> None:
-        """First contrasts (n,), and a picture as the part of the windows (n, h, w) that changes with the contrast."""
-        inner = ndimage.binary_erosion(self.contour, iterations=2)
-        inner = inner if inner.any() else self.contour
-        around = ndimage.binary_dilation(self.rim, iterations=3) & ~self.rim
-        contrast = np.full(len(windows), np.nan)
-        for k, window in enumerate(windows):
-            inside, outside = (window[m][np.isfinite(window[m])] for m in (inner, around))
-            if inside.size > 0.5 * inner.sum() and outside.size > 0.2 * around.sum():
-                contrast[k] = inside.mean() - np.median(outside)
-                windows[k] -= np.float32(np.median(outside))
-        self.contrast = np.full(len(windows), np.nan)
-        seen = np.flatnonzero(contrast > 0)
-        if not seen.size:
-            return
-        self.contrast[seen] = contrast[seen] / np.quantile(contrast[seen], 0.75)
-        self.show(_changing_part(windows[seen], self.contrast[seen]) * self.support)
-
-    def fit(self, windows: np.ndarray) -> None:
-        """Contrast of each window (n, h, w), then the picture that fits them all."""
-        seen = np.flatnonzero(np.isfinite(self.contrast))
-        for k in seen:
-            used = self.rim & np.isfinite(windows[k])
-            ours = self.picture[used].astype(float)
-            self.contrast[k] = (ours @ windows[k][used]) / max(ours @ ours, 1e-12)
-        contrast = np.maximum(self.contrast[seen], 0.02)
-        self.contrast[seen] = contrast / np.quantile(contrast, 0.75)
-        valid = np.isfinite(windows[seen])
-        share = np.where(valid, self.contrast[seen][:, None, None], 0).astype(np.float32)
-        total = (share * np.nan_to_num(windows[seen])).sum(0) / np.maximum((share**2).sum(0), 1e-6)
-        self.show(total * self.support)
-
-    def full_picture(self) -> np.ndarray:
-        """The picture in the window of all particles; all NaN if never seen."""
-        if self.picture is None:
-            return np.full(self.whole, np.nan, np.float32)
-        full = np.zeros(self.whole, np.float32)
-        full[self.crop] = self.picture
-        return full
-
-
-def _changing_part(windows: np.ndarray, contrast: np.ndarray) -> np.ndarray:
-    """The part of windows (n, h, w) that is proportional to the contrast (n,), whatever stays the same."""
-    spread = contrast - contrast.mean()
-    if (spread**2).sum() < 0.02 * len(contrast):        # nothing changes: all of it is the particle
-        spread = contrast
-    weight = np.where(np.isfinite(windows), spread[:, None, None], 0)
-    return ((weight * np.nan_to_num(windows)).sum(0) / np.maximum((weight**2).sum(0), 1e-6)).astype(np.float32)
-
-
 class _Separation:
     """Alternating least squares of background and particles with given positions."""
 
@@ -239,8 +166,8 @@ class _Separation:
         self.frames = [np.where(v, f - np.float32(np.median(f[o]) if o.any() else 0), np.float32(0))
                        for f, v, o in zip(frames, self.valid, open_field, strict=True)]
         self.background = bare.background, bare.known
-        self.kept = np.ones(_RINGS, np.float32)
-        self.particles = [_Particle(c) for c in bare.contour]
+        self.kept = np.ones(RINGS, np.float32)
+        self.particles = [Portrait(c) for c in bare.contour]
         windows = self._windows(place, [spline_coefficients(f) for f in self.frames])
         for p, (particle, seen) in enumerate(zip(self.particles, windows, strict=True)):
             # At first what lies under a neighbour's outline is the neighbour's, and what is under both is divided.
@@ -304,8 +231,8 @@ class _Separation:
         if open_.sum() < 1000:
             return shift
         size = [fft.next_fast_len(n, real=True) for n in background.shape]
-        power, _ = _power(fft.rfft2(np.where(open_, background - background[open_].mean(), np.float32(0)), size), size)
-        power, wave = power / open_.sum(), (np.arange(_RINGS) + 0.5) / (_RINGS * 4 / 3)
+        texture = np.where(open_, background - background[open_].mean(), np.float32(0))
+        power = mean_power(fft.rfft2(texture, size), size)[0] / open_.sum()
         spline = spline_coefficients(self.taken_off)
 
         def unmixed(p):
@@ -316,7 +243,7 @@ class _Separation:
                 return
             behind = [sample_plane(spline, centre[p, k] - particle.half, 1.0, taper.shape) for k in seen]
             moved = unmix(np.nan_to_num(self.windows[p][seen]) + np.array(behind), particle.contrast[seen],
-                          -centre[p, seen], taper, lambda q: np.interp(q, wave, power))
+                          -centre[p, seen], taper, lambda q: np.interp(q, WAVE_NUMBERS, power))
             shift[p, seen] = moved / scale[seen, None]
 
         _each(unmixed, len(place))
@@ -409,8 +336,8 @@ class _Separation:
         count = counts.sum(0)
         known = count > 0.3 * len(self.frames)
         mean = np.where(known, sums.sum(0) / np.maximum(count, 1), 0)
-        self.kept = _shares_kept(mean, sums, counts, known)
-        return np.where(known, _filtered(mean, self.kept), 0).astype(np.float32), known
+        self.kept = wiener_shares(mean, sums, counts, known)
+        return np.where(known, filtered(mean, self.kept), 0).astype(np.float32), known
 
     def _take_out_ghosts(self, background, known, centre, windows) -> None:
         """Take out of the background, in place, the ghosts that neither the frames nor its texture speak for.
@@ -432,7 +359,7 @@ class _Separation:
         np.clip(background, middle - _MOST_TEXTURE * spread, middle + _MOST_TEXTURE * spread, out=background,
                 where=~open_ & known)
         texture = np.where(open_, background - background[open_].mean(), np.float32(0))
-        power, ring = _power(fft.rfft2(texture, size), size)
+        power, ring = mean_power(fft.rfft2(texture, size), size)
         # Made white, texture has variance 1 in every pixel.
         even = (1 / np.sqrt(np.maximum(power, 1e-4 * power.max()) / open_.sum())).astype(np.float32)
         white = fft.irfft2(fft.rfft2(background, size) * even[ring], size)[: background.shape[0], : background.shape[1]]
@@ -446,9 +373,10 @@ class _Separation:
             # The part of the window that lies on the background: `here` in the background, `ours` in the window.
             here = tuple(slice(max(a, 0), min(a + side, n)) for a, n in zip(low, background.shape, strict=True))
             ours = tuple(slice(h.start - a, h.stop - a) for h, a in zip(here, low, strict=True))
-            soft = Sprite.of(_filtered(np.pad(particle.picture, MARGIN), self.kept))
+            soft = Sprite.of(filtered(np.pad(particle.picture, MARGIN), self.kept))
             ghosts = _ghosts(soft, middle - low, (side, side))
-            seeming = fft.irfft2(fft.rfft2(ghosts) * even[_rings([side, side])], (side, side))[:, *ours].reshape(3, -1)
+            seeming = fft.irfft2(fft.rfft2(ghosts) * even[ring_numbers([side, side])], (side, side))
+            seeming = seeming[:, *ours].reshape(3, -1)
             normal, right = seeming @ seeming.T, seeming @ white[here].ravel()
             more, said = self._what_frames_say(particle, soft, track - middle, left, seen)
             amount = np.linalg.solve(normal + more + 1e-9 * np.eye(3) * np.trace(normal), right - said)
@@ -484,37 +412,3 @@ def _ghosts(sprite: Sprite, centre: np.ndarray, shape: tuple[int, int]) -> np.nd
     """A picture and its slopes along y and x about a centre, (3, h, w)."""
     drawn = sprite.draw(centre, 1.0, shape)
     return np.stack([drawn, *np.gradient(drawn)])
-
-
-def _shares_kept(mean: np.ndarray, sums: np.ndarray, counts: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Wiener filter of a mean picture, by lengths of waves: those in which its two halves do not agree are noise."""
-    both = known & (counts > 0).all(0)
-    if not both.any():
-        return np.ones(_RINGS, np.float32)
-    first, second = (np.where(both, s / np.maximum(c, 1), 0) for s, c in zip(sums, counts, strict=True))
-    size = [fft.next_fast_len(n, real=True) for n in mean.shape]
-    power, _ = _power(fft.rfft2(mean.astype(np.float32), size), size)
-    noise, _ = _power(fft.rfft2(((first - second) / 2).astype(np.float32), size), size)
-    return np.clip(1 - noise / np.maximum(power, 1e-30), 0, 1).astype(np.float32)
-
-
-def _filtered(picture: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """A picture of whose waves only shares are kept, by their lengths."""
-    size = [fft.next_fast_len(n, real=True) for n in picture.shape]
-    waves = fft.rfft2(picture.astype(np.float32), size)
-    return fft.irfft2(waves * share[_rings(size)], size)[: picture.shape[0], : picture.shape[1]]
-
-
-def _power(waves: np.ndarray, size: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean power of waves (from rfft2) by their length, and to which length each belongs."""
-    ring = _rings(size)
-    count = np.bincount(ring.ravel(), minlength=_RINGS)
-    power = np.bincount(ring.ravel(), (waves.real**2 + waves.imag**2).ravel(), _RINGS)
-    # Small pictures have no wave of some lengths; those of the next shorter stand in.
-    return np.interp(np.arange(_RINGS), np.flatnonzero(count), (power / np.maximum(count, 1))[count > 0]), ring
-
-
-def _rings(size: list[int]) -> np.ndarray:
-    """Number of each wave (of rfft2) by its length, 0 the longest."""
-    ky, kx = fft.fftfreq(size[0])[:, None], fft.rfftfreq(size[1])
-    return np.minimum((np.hypot(ky, kx) * (_RINGS * 4 / 3)).astype(int), _RINGS - 1)

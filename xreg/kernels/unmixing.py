@@ -3,7 +3,8 @@
 Fitted in turn, position, particle and background follow each other slowly: a particle that lies a little elsewhere
 before the edge than behind it is nearly made up for by a ghost of its rim in the background. Here particle and
 background are eliminated instead, wave by wave, as in variable projection (Golub & Pereyra 1973, doi:10.1137/0710036),
-and only the positions are left to be fitted. What the background may look like is told by its power beside them.
+and only the positions are left to be fitted. What the background may look like is told
+by its power beside the particles.
 """
 
 import numpy as np
