@@ -15,6 +15,7 @@ import click
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
 BAD_INPUT = 2
 SOME_FAILED = 3
@@ -83,14 +84,15 @@ def demo(out: Path, scans: int, energies: int, seed: int, workers: int | None, d
     """Simulate a small dataset, run everything, and write a report into the folder OUT."""
     from xreg import record
     from xreg.synthetic import PhantomConfig, ni_energies
+    from xreg.workers import open_pool
 
     record.refuse_existing(out)
     out.mkdir(parents=True)
     raw, truth, result = out / "raw.zarr", out / "truth.zarr", out / "result.zarr"
     config = PhantomConfig(n_scans=scans, energies=tuple(ni_energies(energies)), seed=seed)
-    with _progress() as progress:
-        record.simulate(config, raw, truth, workers=_local_workers(workers, device), progress=progress)
-        found = _register(raw, result, workers=workers, device=device, progress=progress)
+    with _progress() as progress, open_pool(_local_workers(workers, device)) as pool:
+        record.simulate(config, raw, truth, scheduler=pool.client, progress=progress)
+        found = _register(raw, result, workers=None, scheduler=pool.client, device=device, progress=progress)
     _print_errors(result, truth)
     _write_report(result, out / "report.html", truth)
     _finish(found)
@@ -259,7 +261,7 @@ def report(out: Path, html: Path | None, truth: Path | None) -> None:
 # -- what several commands share -------------------------------------------------------------------------------------
 
 
-def _local_workers(workers: int | None, device: str, scheduler: str | None = None) -> int | None:
+def _local_workers(workers: int | None, device: str, scheduler: "str | Client | None" = None) -> int | None:
     """Processes to start: as asked for, else one per core, else threads where a GPU is shared by all."""
     if scheduler is not None or workers is not None:
         return workers
@@ -273,7 +275,7 @@ def _local_workers(workers: int | None, device: str, scheduler: str | None = Non
     return cores()
 
 
-def _register(raw: Path, out: Path, *, workers: int | None, device: str, scheduler: str | None = None,
+def _register(raw: Path, out: Path, *, workers: int | None, device: str, scheduler: "str | Client | None" = None,
               **options: Any) -> "xr.Dataset":
     from xreg.run import register
 

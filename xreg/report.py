@@ -221,9 +221,9 @@ def _read_frames(result: "xr.Dataset", raw: "xr.Dataset | None") -> _Frames | No
     density = normalize_frames(raw)["optical_density"]
     # A result of some frames only knows which ones they are in the raw store.
     number = result["frame"].values if "frame" in result.coords else np.arange(result.sizes["frame"])
-    densities = tuple(np.asarray(density.isel(frame=number[k]).values) for k in (first, last))
+    before, after = density.isel(frame=[number[first], number[last]]).values    # at once: they share the survey
     counts = raw["counts"].isel(frame=number[last]).values if "counts" in raw else None
-    return _Frames(first, last, densities, counts)
+    return _Frames(first, last, (before, after), counts)
 
 
 def _pictures(result: "xr.Dataset", frames: _Frames | None) -> list[str]:
