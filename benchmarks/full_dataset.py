@@ -5,7 +5,8 @@
 
 Simulates raw counts into FOLDER/raw.zarr, registers them into FOLDER/result.zarr, maps of edge energies included, and
 compares with the truth. Scheduler and workers are processes of their own, and twice a second the memory of each is
-written to FOLDER/memory.csv. What is there already is not done again: after an interruption the same command goes on.
+written to FOLDER/memory.csv. What is there already is not done again: after an interruption the same command goes on,
+and its tables count all attempts.
 """
 
 import argparse
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -69,63 +69,72 @@ class Cluster:
 
 
 class Watch:
-    """Notes the memory and the traffic of processes twice a second, and which stage it was."""
+    """Notes twice a second, and when a stage ends, what the processes hold and have moved, and which stage it is."""
 
     def __init__(self, processes: dict[str, psutil.Process], place: Path):
         self.processes, self.place = processes, place
-        self.stage, self.tasks = "simulate", {}
-        self.seconds, self.peaks = defaultdict(float), defaultdict(lambda: defaultdict(float))
-        self.traffic = defaultdict(lambda: [0, 0])
-        self._ended, self._thread = threading.Event(), threading.Thread(target=self._go_on, daemon=True)
+        self.stage, self.tasks = "simulate", 0
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._go_on, daemon=True)
 
     def __enter__(self):
-        self._last, self._seen = time.perf_counter(), self._chars()
+        self._file = self.place.open("a", newline="")
+        self._table = csv.writer(self._file)
+        self._table.writerow(["seconds", "stage", "tasks", "read", "written", *self.processes])
+        self._began = time.perf_counter()
+        self._note()
         self._thread.start()
         return self
 
     def __exit__(self, *_):
         self._ended.set()
         self._thread.join()
+        self._note()
+        self._file.close()
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Take down where the run is."""
         if stage != self.stage:
-            self._take()
-        self.stage, self.tasks[stage] = stage, total
+            self._note()
+        self.stage, self.tasks = stage, total
         if done == total:
-            self._take()
-            self.stage = _NEXT.get(stage, stage)
+            self._note()
+            self.stage, self.tasks = _NEXT.get(stage, stage), 0
         if total and done * 20 // total != (done - 1) * 20 // total:
             print(f"{time.strftime('%H:%M:%S')} {stage} {done}/{total}", flush=True)
 
     def _go_on(self) -> None:
-        began = time.perf_counter()
-        with self.place.open("a") as file:
-            table = csv.writer(file)
-            table.writerow(["seconds", "stage", *(f"{name}, MiB" for name in self.processes)])
-            while not self._ended.wait(0.5):
-                memory = self._take()
-                seconds = time.perf_counter() - began
-                table.writerow([f"{seconds:.1f}", self.stage, *(f"{m:.0f}" for m in memory.values())])
+        while not self._ended.wait(0.5):
+            self._note()
 
-    def _take(self) -> dict[str, float]:
-        with _lock:
-            memory = {name: p.memory_info().rss / MIB for name, p in self.processes.items()}
-            now, chars, stage = time.perf_counter(), self._chars(), self.stage
-            self.seconds[stage] += now - self._last
-            for k in range(2):
-                self.traffic[stage][k] += chars[k] - self._seen[k]
-            for name, size in memory.items():
-                self.peaks[stage][name] = max(self.peaks[stage][name], size)
-            self._last, self._seen = now, chars
-        return memory
-
-    def _chars(self) -> tuple[int, int]:
-        counters = [p.io_counters() for p in self.processes.values()]
-        return sum(c.read_chars for c in counters), sum(c.write_chars for c in counters)
+    def _note(self) -> None:
+        with self._lock:
+            moved = [p.io_counters() for p in self.processes.values()]
+            memory = [p.memory_info().rss for p in self.processes.values()]
+            self._table.writerow([f"{time.perf_counter() - self._began:.2f}", self.stage, self.tasks,
+                                  sum(m.read_chars for m in moved), sum(m.write_chars for m in moved), *memory])
+            self._file.flush()
 
 
-_lock = threading.Lock()
+def stages_of(place: Path) -> dict[str, dict]:
+    """Time, traffic and highest memory of every stage, interrupted attempts included, from what `Watch` noted."""
+    stages: dict[str, dict] = {}
+    with place.open(newline="") as file:
+        for row in csv.reader(file):
+            if row[0] == "seconds":
+                names, before = row[5:], None
+                continue
+            now = [float(value) for value in (row[0], *row[3:5])]
+            found = stages.setdefault(row[1], {"tasks": 0, "seconds": 0.0, "read, GiB": 0.0, "written, GiB": 0.0,
+                                               "peak, MiB": dict.fromkeys(names, 0.0)})
+            found["tasks"] = max(found["tasks"], int(row[2]))
+            for name, start, end, unit in zip(("seconds", "read, GiB", "written, GiB"), before or now, now,
+                                              (1, 2**30, 2**30), strict=True):
+                found[name] += (end - start) / unit
+            for name, held in zip(names, row[5:], strict=True):
+                found["peak, MiB"][name] = max(found["peak, MiB"][name], float(held) / MIB)
+            before = now
+    return stages
 
 
 def size_of(place: Path) -> float:
@@ -167,10 +176,8 @@ def main(arguments: list[str] | None = None) -> dict:
     measured = {
         "command": " ".join(["python", "benchmarks/full_dataset.py", *(arguments or sys.argv[1:])]),
         "frames": config.n_frames, "cores": os.cpu_count(), "failed": len(failures(result)),
-        "raw, GiB": size_of(raw), "result, GiB": size_of(out), "tasks": watch.tasks, "errors": dict(errors),
-        "stages": {stage: {"seconds": watch.seconds[stage], "read, GiB": watch.traffic[stage][0] / 2**30,
-                           "written, GiB": watch.traffic[stage][1] / 2**30, "peak, MiB": dict(watch.peaks[stage])}
-                   for stage in watch.seconds},
+        "raw, GiB": size_of(raw), "result, GiB": size_of(out), "errors": dict(errors),
+        "stages": stages_of(folder / "memory.csv"),
     }
     (folder / "measured.json").write_text(json.dumps(measured, indent=1))
     print_tables(measured)
@@ -184,7 +191,7 @@ def print_tables(measured: dict) -> None:
     for stage, row in measured["stages"].items():
         seconds = row["seconds"]
         shown = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
-        stages.add_row(stage, str(measured["tasks"].get(stage) or ""), shown, f"{row['read, GiB']:.2f} GiB",
+        stages.add_row(stage, str(row["tasks"] or ""), shown, f"{row['read, GiB']:.2f} GiB",
                        f"{row['written, GiB']:.2f} GiB", *(f"{row['peak, MiB'][n]:.0f} MiB" for n in names))
     whole = sum(row["seconds"] for row in measured["stages"].values())
     highest = [max(row["peak, MiB"][n] for row in measured["stages"].values()) for n in names]

@@ -9,10 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import xreg
 from xreg.result import failures
+from xreg.workers import WORKER_ENVIRONMENT
 
 
 def visible_gpus() -> list[str]:
@@ -31,8 +33,9 @@ def make_cluster(gpus: list[str]) -> SpecCluster:
     # and normalises frames while the other's are on the GPU. More threads would only wait.
     # The variable is set before the process starts. Once CUDA has been started it is too late.
     options = {"nthreads": 2, "memory_limit": 0, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
-    workers = {gpu: {"cls": Nanny, "options": {**options, "env": {"CUDA_VISIBLE_DEVICES": gpu, "OMP_NUM_THREADS": "1"}}}
+    workers = {gpu: {"cls": Nanny, "options": {**options, "env": {**WORKER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": gpu}}}
                for gpu in gpus}
+    dask.config.set({"distributed.worker.profile.enabled": False})     # a fifth of all time, also on CPU cores
     # Loopback only: whoever reaches a scheduler can run code.
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
     return SpecCluster(workers=workers, scheduler=scheduler)
