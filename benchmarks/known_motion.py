@@ -49,7 +49,7 @@ from xreg.synthetic import edge_spectrum, ni_energies
 from xreg.synthetic.spectra import NI_K_EDGE, pre_edge_absorption
 
 SMOOTHING_PX = 1.2
-RIM_PX = 10
+RIM_PX = 20
 LOST_PX = 5.0
 GOALS = {"particles in every frame": 6, "rms": 0.20, "lost": 0}
 
@@ -104,9 +104,10 @@ class Scene:
     """The measured picture as two layers, and what a detector sees of it in motion and at other energies."""
 
     def __init__(self, density: np.ndarray, beam: np.ndarray, measured_ev: float, corner: tuple[int, int],
-                 shape: tuple[int, int], motion: Motion, energies: np.ndarray, counts: float, seed: int) -> None:
+                 shape: tuple[int, int], motion: Motion, energies: np.ndarray, counts: float, seed: int,
+                 still: bool = True) -> None:
         self.corner, self.shape, self.motion = np.array(corner), shape, motion
-        self.energies, self.counts, self.seed, self.measured_ev = energies, counts, seed, measured_ev
+        self.energies, self.counts, self.seed, self.measured_ev, self.still = energies, counts, seed, measured_ev, still
         rows, columns = (slice(c, c + n) for c, n in zip(corner, shape, strict=True))
         self.beam = beam[rows, columns] / beam[rows, columns].mean()
         background, particles = divide(density)
@@ -118,8 +119,8 @@ class Scene:
         energy = self.energies[frame]
         y, x = np.meshgrid(*(np.arange(n, dtype=float) + c for n, c in zip(self.shape, self.corner, strict=True)),
                            indexing="ij")
-        still = np.stack([y, x]) - self.motion.stage[frame][:, None, None]
         source = self.motion.origin(frame, y, x)
+        still = np.stack([y, x]) - self.motion.stage[frame][:, None, None] if self.still else source
         oxidised = np.clip(source[1] / self.width, 0, 1)
         gain = _absorption(energy, oxidised) / _absorption(self.measured_ev, oxidised)
         fall = pre_edge_absorption(energy) / pre_edge_absorption(self.measured_ev)
@@ -282,14 +283,15 @@ def _length(difference: np.ndarray) -> float:
 
 
 def main(source: Path, folder: Path, *, energy: float = 8354.0, energies: int = 60, counts: float = 9000.0,
-         window: tuple[int, int, int, int] | None = None, seed: int = 0) -> dict[str, float]:
+         window: tuple[int, int, int, int] | None = None, seed: int = 0, still: bool = True) -> dict[str, float]:
     """Make, register and score; `window` is (y, x, height, width) of the measured frame."""
     folder.mkdir(parents=True, exist_ok=True)
     density, beam, measured_ev = measured(source, folder, energy)
     margin = 32  # what the motion brings into view has been measured, too
     window = window or (margin, margin, density.shape[0] - 2 * margin, density.shape[1] - 2 * margin)
     motion = Motion.draw(energies, density.shape, seed)
-    scene = Scene(density, beam, measured_ev, window[:2], window[2:], motion, ni_energies(energies), counts, seed)
+    scene = Scene(density, beam, measured_ev, window[:2], window[2:], motion, ni_energies(energies), counts, seed,
+                  still)
     raw, out = folder / "raw.zarr", folder / "result.zarr"
     if not raw.exists():
         write_raw(scene, raw)
@@ -311,5 +313,7 @@ if __name__ == "__main__":
     parser.add_argument("--counts", type=float, default=9000.0)
     parser.add_argument("--window", type=int, nargs=4, metavar=("Y", "X", "HEIGHT", "WIDTH"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", dest="still", action="store_false",
+                        help="the background moves as the field, too, so that no picture has to be divided")
     options = vars(parser.parse_args())
     main(options.pop("source"), options.pop("folder"), **options)

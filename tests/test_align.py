@@ -77,14 +77,30 @@ def test_contour_sums_are_the_same_for_every_order_of_blocks():
     windows = np.tile(np.array([50.0, 60.0, 0.5]), (3, 1, 1))
     positions = np.stack([[[50 + 0.5 * k, 60.0]] for k in range(3)])
     track = np.zeros((3, 1), int)
-    sums, count = contour_sums(contours, windows, positions, track, np.ones(3), 1, 20)
-    parts = [contour_sums(contours[s], windows[s], positions[s], track[s], np.ones(3)[s], 1, 20)
+    sums, count = contour_sums(contours, windows, positions, track, np.ones(3), 1, 20, (100, 120))
+    parts = [contour_sums(contours[s], windows[s], positions[s], track[s], np.ones(3)[s], 1, 20, (100, 120))
              for s in (slice(2, 3), slice(0, 2))]
     np.testing.assert_array_equal(sums, parts[0][0] + parts[1][0])
-    assert count[0] == 3
+    assert (count[0] == 3).all()
     outline = sums[0] / (255 * 3) > 0.5
     assert outline.sum() == pytest.approx(np.pi * 100, rel=0.05)
     assert outline.shape == (side, side)
+
+
+def test_what_frames_show_of_a_particle_that_is_cut_is_put_together():
+    n = CONTOUR_SIZE
+    y, x = np.indices((n, n))
+    disc = np.hypot(y - 47.5, x - 47.5) < 20             # radius 10 px at a spacing of 0.5
+    centres = np.array([[[-2.0, 60.0]], [[4.0, 60.0]]])   # frames begin at y = -0.5
+    shown = np.stack([255 * (disc & (c[0, 0] + (y - 47.5) * 0.5 >= -0.5)) for c in centres]).astype(np.uint8)[:, None]
+    windows = np.concatenate([centres, np.full((2, 1, 1), 0.5)], axis=-1)
+    sums, count = contour_sums(shown, windows, centres, np.zeros((2, 1), int), np.ones(2), 1, 14, (100, 120))
+    outline = 2 * sums[0] > 255 * np.maximum(count[0], 1)
+    assert count[0].min() == 0
+    assert count[0].max() == 2
+    offset = np.arange(-14, 15)
+    true = (np.hypot(offset[:, None], offset) < 10) & (offset[:, None] >= -4)
+    assert (outline ^ true).sum() < 0.1 * true.sum()
 
 
 def test_window_holds_the_largest_particle():

@@ -37,7 +37,8 @@ def made_tracks(position, energy, area=1000.0):
     contrast = np.where(np.isfinite(position).all(-1), contrast, np.nan)
     return xr.Dataset({"position": (("particle", "frame", "axis"), position),
                        "contrast": (("particle", "frame"), contrast),
-                       "area": (("particle", "frame"), np.full(contrast.shape, area))},
+                       "area": (("particle", "frame"), np.full(contrast.shape, area)),
+                       "cut": (("particle", "frame"), np.zeros(contrast.shape, bool))},
                       coords={"energy": ("frame", energy), "particle": np.arange(len(position))},
                       attrs={"frame_shape": [240, 250]})
 
@@ -99,13 +100,26 @@ def test_a_frame_depends_on_itself_and_the_layers_alone(scene, no_compute):
 def test_without_layers_the_centres_of_mass_stay(scene):
     frames, _, rough, phantom = scene
     contour = phantom.truth()["contour"].values
-    nothing = make_layers(np.zeros((0, 240, 250), np.float32), np.zeros((4, 0, 2)), np.zeros((4, 0), bool),
+    nothing = make_layers(np.zeros((0, 240, 250), np.float32), np.zeros((4, 0, 2)), *np.zeros((2, 4, 0), bool),
                           np.zeros((0, 2)), np.zeros(0), contour)
     start, guessed = rough[:, :1].copy(), np.zeros((4, 1), bool)
     rows = locate_block(frames[:1], start, guessed, np.zeros((1, 2)), np.ones(1), nothing)
     assert np.isnan(rows).all()
     tracks = made_tracks(start, np.array([8250.0]))
     np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, start)
+
+
+def test_a_doubtful_place_that_no_fit_confirms_is_no_position():
+    start = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
+    tracks = made_tracks(start, np.full(4, 8400.0))
+    tracks["doubtful"] = (("particle", "frame"), np.zeros((2, 4), bool))
+    tracks["doubtful"].values[1, :2] = True
+    rows = np.ones((3, 4, 6))
+    rows[:2, :, :2] = start
+    rows[1, 0, :4] = rows[0, 0, :4] = np.nan
+    found = confirm_particles(tracks, rows)["position"].values
+    np.testing.assert_array_equal(np.isnan(found).any(-1), [[False] * 4, [True, False, False, False]])
+    np.testing.assert_array_equal(found[0], start[0])
 
 
 def test_no_particles_no_positions():
@@ -126,6 +140,22 @@ def test_where_a_particle_is_expected():
     np.testing.assert_allclose(expected["start"].values[0], np.array([50, 60]) + shared, atol=0.05)
     np.testing.assert_array_equal(expected["guessed"].values.sum(1), [2, 0, 3])
     np.testing.assert_allclose(expected["stage"].values, shared, atol=0.05)
+
+
+def test_a_particle_that_the_field_cuts_is_expected_where_the_whole_of_it_would_be():
+    energy, shared = np.full(6, 8400.0), np.array([[0, 0], [3, 1], [-2, 2], [4, 0], [1, -3], [0, 2.0]])
+    position = np.array([[50, 60], [100, 90], [120, 200], [20, 30], [3, 100.0]])[:, None] + shared
+    true = position.copy()
+    position[4] -= [0.5, 0.0] * shared          # never whole: its centre moves half as much
+    position[3, :2] += 7.0                      # whole later on
+    tracks = made_tracks(position, energy)
+    tracks["cut"].values[4], tracks["cut"].values[3, :2] = True, True
+    outline = xr.DataArray(np.ones((5, 9, 9), bool), dims=("particle", "y", "x"))
+    found = propose_particles(tracks, outline)
+    error = found["position"].values - true
+    np.testing.assert_allclose(error - np.median(error, axis=1, keepdims=True), 0, atol=0.05)
+    np.testing.assert_array_equal(found["position"].values[:3], position[:3])
+    np.testing.assert_array_equal(found["position"], found["start"])
 
 
 def test_of_two_divisions_of_one_place_the_better_seen_is_kept():

@@ -5,7 +5,8 @@ import numpy as np
 import xarray as xr
 
 from xreg.chunks import whole_frames
-from xreg.kernels.geometry import pixel_scale
+from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
+from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.resample import sample_window
 from xreg.kernels.windows import cut_window
 from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, describe, validate
@@ -64,7 +65,7 @@ def window_half(rois: xr.Dataset, track: np.ndarray, scale: np.ndarray) -> int:
 
 def contour_sums(
     contours: np.ndarray, windows: np.ndarray, positions: np.ndarray, track: np.ndarray, scale: np.ndarray,
-    n_particles: int, half: int,
+    n_particles: int, half: int, shape: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums of each particle's soft contours in its own window over a block of frames.
 
@@ -72,44 +73,51 @@ def contour_sums(
 
     Parameters
     ----------
-    contours, windows, positions : ndarray
-        `roi_contour` (n, roi, N, N), `roi_window` (n, roi, 3) and `roi_position` (n, roi, 2) of the block.
+    contours, windows : ndarray
+        `roi_contour` (n, roi, N, N) and `roi_window` (n, roi, 3) of the block.
+    positions : ndarray, shape (n, roi, 2)
+        Centre of the particle that each region shows, raw px.
     track : ndarray, shape (n, roi)
         Particle number of each region, or -1 for those to be left out.
     scale : ndarray, shape (n,)
         Pixel size of each frame over that of the reference energy.
     n_particles, half : int
         Size of the result.
+    shape : (ny, nx)
+        Size of the frames.
 
     Returns
     -------
-    sums : ndarray, shape (n_particles, 2 half + 1, 2 half + 1), int64
-    count : ndarray, shape (n_particles,), int64
-        255 times `count` is the sum where all contours agree.
+    sums, count : ndarray, shape (n_particles, 2 half + 1, 2 half + 1), int64
+        `count` frames show the sample; 255 times that is the sum where all contours agree.
     """
     side = 2 * half + 1
-    sums, count = np.zeros((n_particles, side, side), np.int64), np.zeros(n_particles, np.int64)
+    sums, count = (np.zeros((n_particles, side, side), np.int64) for _ in range(2))
+    offset = np.arange(-half, half + 1)
     for frame, roi in zip(*np.nonzero(track >= 0), strict=True):
-        window, particle = windows[frame, roi], track[frame, roi]
+        window, particle, step = windows[frame, roi], track[frame, roi], 1 / scale[frame]
         centre = (positions[frame, roi] - window[:2]) / window[2] + (CONTOUR_SIZE - 1) / 2
-        grid = np.array([*centre, 1 / (window[2] * scale[frame])])
+        grid = np.array([*centre, step / window[2]])
         sums[particle] += np.rint(sample_window(contours[frame, roi], grid, side)).astype(np.int64)
-        count[particle] += 1
+        rows, columns = (np.abs(c + offset * step - (n - 1) / 2) <= n / 2
+                         for c, n in zip(positions[frame, roi], shape, strict=True))
+        count[particle] += rows[:, None] & columns
     return sums, count
 
 
 def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
     """Outline of every particle: where the mean of its soft contours exceeds one half.
 
-    At most 256 sightings of a particle are used, evenly spread over those in which the field of view does not cut it:
-    the outline of more is the same to a fraction of a pixel. This computes, one chunk of frames at a time; sums are of
-    integers, the same for every chunking.
+    At most 256 sightings of a particle are used, evenly spread over those that are not doubtful (see
+    `doubtful_sightings`): the outline of more is the same to a fraction of a pixel. That of a particle which the field
+    of view always cuts is put together from what the frames show of it. This computes, one chunk of frames at a time;
+    sums are of integers, the same for every chunking.
 
     Parameters
     ----------
     rois : Dataset
-        From `refine_rois`: `roi_contour`, `roi_window`, `roi_position` and `roi_cut` are read; coordinate `energy` and
-        attributes as for `link_rois`.
+        From `refine_rois`: all but the thumbnails and significances are read; coordinate `energy` and attributes as for
+        `link_rois`, and `frame_shape`.
     links : Dataset
         From `link_rois`.
 
@@ -119,34 +127,57 @@ def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
         y and x are offsets in px from the centre of mass, as far as the largest particle needs.
     """
     track, attrs = links["track"].values, rois.attrs
-    magnification = attrs.get("magnification", "constant")
+    magnification, shape = attrs.get("magnification", "constant"), tuple(attrs["frame_shape"])
     scale = pixel_scale(rois["energy"].values, magnification, attrs.get("pixel_size_energy_ev"))
     half = window_half(rois, track, scale)
     particles, side = int(track.max(initial=-1)) + 1, 2 * half + 1
-    used = _chosen_sightings(track, rois["roi_cut"].values, particles)
-    sums, count = np.zeros((particles, side, side), np.int64), np.zeros(particles, np.int64)
+    centres, doubtful = _centres(rois, track, scale, shape)
+    used = _chosen_sightings(track, doubtful, particles)
+    sums, count = (np.zeros((particles, side, side), np.int64) for _ in range(2))
     stops = np.cumsum(rois["roi_contour"].chunksizes.get("frame", (len(track),)))
     for start, stop in zip([0, *stops[:-1]], stops, strict=True):
         part = slice(start, stop)
         if (used[part] >= 0).any():
-            pictures = [rois[name][part].values for name in ("roi_contour", "roi_window", "roi_position")]
-            more, seen = contour_sums(*pictures, used[part], scale[part], particles, half)
+            pictures = [rois[name][part].values for name in ("roi_contour", "roi_window")]
+            more, seen = contour_sums(*pictures, centres[part], used[part], scale[part], particles, half, shape)
             sums += more
             count += seen
     offset = np.arange(-half, half + 1, dtype=float)
     return xr.DataArray(
-        2 * sums > 255 * np.maximum(count, 1)[:, None, None], dims=RESULT["contour"].dims, name="contour",
+        2 * sums > 255 * np.maximum(count, 1), dims=RESULT["contour"].dims, name="contour",
         coords={"y": ("y", offset, {"units": "px"}), "x": ("x", offset, {"units": "px"})},
         attrs=RESULT["contour"].attrs)
 
 
-def _chosen_sightings(track: np.ndarray, cut: np.ndarray, particles: int) -> np.ndarray:
+def _centres(
+    rois: xr.Dataset, track: np.ndarray, scale: np.ndarray, shape: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centre (frame, roi, 2), raw px, of each region's particle, and whether that of the region is another."""
+    frame, roi = np.nonzero(track >= 0)
+    where = (track[frame, roi], frame)
+
+    def spread(values: np.ndarray, empty: object) -> np.ndarray:
+        table = np.full((int(track.max(initial=-1)) + 1, len(track), *values.shape[2:]), empty, values.dtype)
+        table[where] = values[frame, roi]
+        return table
+
+    centres = rois["roi_position"].values.astype(float)
+    area, contrast = (spread(rois[name].values.astype(float), np.nan) for name in ("roi_area", "roi_contrast"))
+    theirs = doubtful_sightings(area * scale**2, contrast, spread(rois["roi_cut"].values, False))
+    place, _ = whole_places(to_reference(spread(centres, np.nan), scale, shape), theirs)
+    doubtful = np.zeros(track.shape, bool)
+    doubtful[frame, roi] = theirs[where]
+    centres[frame, roi] = np.where(theirs[where][:, None], to_raw(place, scale, shape)[where], centres[frame, roi])
+    return centres, doubtful
+
+
+def _chosen_sightings(track: np.ndarray, doubtful: np.ndarray, particles: int) -> np.ndarray:
     """The track table with all but some sightings of each particle put to -1."""
     used = np.full_like(track, -1)
     for particle in range(particles):
         places = np.argwhere(track == particle)
-        whole = places[~cut[tuple(places.T)]]
-        places = whole if len(whole) else places
+        sure = places[~doubtful[tuple(places.T)]]
+        places = sure if len(sure) else places
         chosen = places[np.unique(np.linspace(0, len(places) - 1, _CONTOURS).round().astype(int))]
         used[tuple(chosen.T)] = particle
     return used

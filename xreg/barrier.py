@@ -47,9 +47,9 @@ def link_particles(job: Job, settings: dict) -> None:
     shape, n = attrs["frame_shape"], tables.sizes
     chosen = choose_template_frames(tables["contrast"].values, energy, frames_that_fit(shape))
     frames = np.array([normalized_frame(job, k).optical_density for k in chosen], np.float32).reshape(-1, *shape)
-    start, guessed = (tables[name].values[:, chosen] for name in ("start", "guessed"))
+    expected = (tables[name].values[:, chosen] for name in ("start", "guessed", "doubtful"))
     stage, contour = tables["stage"].values[chosen], tables["contour"].values
-    save_layers(job.out, make_layers(frames, start, guessed, stage, scale[chosen], contour))
+    save_layers(job.out, make_layers(frames, *expected, stage, scale[chosen], contour))
     spec = store.Spec(("row", "frame", "value"), (n["particle"] + 1, n["frame"], 6), np.float64,
                       (n["particle"] + 1, job.block, 6), np.nan)
     store.create_arrays(f"{job.out}/{CANDIDATES}", {"located": spec})

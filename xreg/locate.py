@@ -12,7 +12,7 @@ import xarray as xr
 
 from xreg.chunks import whole_frames
 from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
-from xreg.kernels.kinematics import common_motion
+from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
 from xreg.kernels.separation import make_layers
 from xreg.schema import AXES, NORMALIZED, RESULT, check_variable, describe, validate
@@ -90,7 +90,7 @@ def propose_particles(tracks: xr.Dataset, contour: xr.DataArray) -> xr.Dataset:
     -------
     Dataset
         The tracks with `contour` and the variables of `expect_positions`, less those that are pieces of another (see
-        `drop_pieces`).
+        `drop_pieces`). Where not the whole of a particle is detected, its `position` is where that is expected.
 
     Raises
     ------
@@ -99,15 +99,18 @@ def propose_particles(tracks: xr.Dataset, contour: xr.DataArray) -> xr.Dataset:
     """
     validate(tracks, RESULT, "position")
     check_variable(contour, RESULT["contour"])
-    candidates = tracks.merge(expect_positions(tracks)).assign(contour=contour)
+    expected = expect_positions(tracks)
+    position = tracks["position"].where(np.isnan(tracks["position"]), expected["start"]).assign_attrs(
+        tracks["position"].attrs)
+    candidates = tracks.assign(position=position, contour=contour).merge(expected)
     return candidates.isel(particle=drop_pieces(candidates))
 
 
 def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     """Where every particle is, or should be, in every frame.
 
-    Where it is not detected: the motion that all particles share, and its own as between the sightings before and
-    after.
+    Where it is not detected, or not as a whole (see `doubtful_sightings`): the motion that all particles share, and its
+    own as between the sightings before and after.
 
     Parameters
     ----------
@@ -117,13 +120,14 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     Returns
     -------
     Dataset
-        `start` (particle, frame, axis), raw px, NaN where that is outside the frame or not known; `guessed` (particle,
-        frame), whether it is no sighting; `stage` (frame, axis), px at the reference energy, where the stage is
-        expected.
+        `start` (particle, frame, axis), raw px, NaN where nothing is detected and it would be outside the frame;
+        `guessed` and `doubtful` (particle, frame), whether it is no sighting, or one of another region than the whole
+        particle; `stage` (frame, axis), px at the reference energy, where the stage is expected.
     """
     shape, scale = tuple(tracks.attrs["frame_shape"]), _scale(tracks["energy"].values, tracks.attrs)
-    place = to_reference(tracks["position"].values, scale, shape)
-    shared, _ = common_motion(place)
+    position, contrast = tracks["position"].values, tracks["contrast"].values
+    doubtful = doubtful_sightings(tracks["area"].values * scale**2, contrast, tracks["cut"].values)
+    place, shared = whole_places(to_reference(position, scale, shape), doubtful)
     guess = np.full_like(place, np.nan)
     every = np.arange(place.shape[1])
     for own, guessed in zip(place - shared, guess, strict=True):
@@ -133,8 +137,12 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     seen = np.isfinite(place).all(-1)
     guess = to_raw(guess, scale, shape)
     inside = ((guess >= 0) & (guess <= np.array(shape) - 1)).all(-1)
-    start = np.where(seen[..., None], tracks["position"].values, np.where(inside[..., None], guess, np.nan))
-    return xr.Dataset({"start": (("particle", "frame", "axis"), start), "guessed": (("particle", "frame"), ~seen),
+    start = np.where(seen[..., None], position, np.where(inside[..., None], guess, np.nan))
+    start = np.where((seen & doubtful)[..., None], to_raw(place, scale, shape), start)
+    # What is never seen as a whole has no better picture to be looked for with.
+    doubtful &= (seen & ~doubtful).any(axis=1, keepdims=True)
+    flat = ("particle", "frame")
+    return xr.Dataset({"start": ((*flat, "axis"), start), "guessed": (flat, ~seen), "doubtful": (flat, doubtful),
                        "stage": (("frame", "axis"), shared)})
 
 
@@ -195,7 +203,7 @@ def locate_block(
     ----------
     optical_density : ndarray, shape (n, y, x), float32
     start, guessed, stage : ndarray, shape (particles, n, 2), (particles, n) and (n, 2)
-        From `expect_positions`.
+        From `expect_positions`; doubtful places are guessed, too.
     scale : ndarray, shape (n,)
         Pixel size over that of the reference energy.
     layers : Layers
@@ -245,12 +253,13 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
     energy = candidates["energy"].values
     scale = _scale(energy, normalized.attrs)
     chosen = choose_template_frames(candidates["contrast"].values, energy, frames_that_fit(density.shape[1:]))
-    layers = dask.delayed(make_layers)(density[chosen], start[:, chosen], guessed[:, chosen], stage[chosen],
-                                       scale[chosen], candidates["contour"].values)
+    doubtful = candidates["doubtful"].values
+    layers = dask.delayed(make_layers)(density[chosen], start[:, chosen], guessed[:, chosen], doubtful[:, chosen],
+                                       stage[chosen], scale[chosen], candidates["contour"].values)
     frames = density.chunks[0]
     found = da.blockwise(
         locate_block, "pfv", density, "fyx", da.from_array(start, chunks=(-1, frames, -1)), "qfa",
-        da.from_array(guessed, chunks=(-1, frames)), "qf", da.from_array(stage, chunks=(frames, -1)), "fa",
+        da.from_array(guessed | doubtful, chunks=(-1, frames)), "qf", da.from_array(stage, chunks=(frames, -1)), "fa",
         da.from_array(scale, chunks=(frames,)), "f", new_axes={"p": len(start) + 1, "v": 6}, concatenate=True,
         dtype=float, meta=np.empty((0, 0, 0)), layers=layers)
     return xr.DataArray(found, dims=("row", "frame", "value"), name="located")
@@ -261,9 +270,9 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
 
     Contrasts run alike: in each frame every particle has about the same share of its template's contrast, up to a
     factor of its own. A particle that was detected stays, at its fitted position, or at its centre of mass where the
-    fit fails. One that was only looked for is seen if its contrast is significant and near what it should be. It is
-    denied if its contrast is surely too low; a track for which denials weigh more than sightings was an invention, of
-    the detector or of the linking, and is dropped.
+    fit fails (not if that is doubtful: NaN then). One that was only looked for is seen if its contrast is significant
+    and near what it should be. It is denied if its contrast is surely too low; a track for which denials weigh more
+    than sightings was an invention, of the detector or of the linking, and is dropped.
 
     Parameters
     ----------
@@ -281,6 +290,7 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     located = np.asarray(located)
     coarse = candidates["position"].values
     detected = np.isfinite(coarse).all(-1)
+    doubtful = candidates["doubtful"].values if "doubtful" in candidates else np.zeros(detected.shape, bool)
     position, sigma, contrast, error = located[:-1, :, :2], located[:-1, :, 2:4], located[:-1, :, 4], located[:-1, :, 5]
     fitted = np.isfinite(position).all(-1)
     should = _expected_contrast(np.where(detected, contrast, np.nan))
@@ -295,9 +305,10 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
         shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, should))
     kept = np.flatnonzero((shown * (detected | seen)).sum(axis=1) > (missed * denied).sum(axis=1))
     position = np.where((detected | seen)[..., None], position, np.nan)
-    position = np.where((detected & ~fitted)[..., None], coarse, position)
+    # A doubtful place is no position, unless there are no pictures to fit and nothing better can be had.
+    position = np.where((detected & ~fitted & ~(doubtful & has_picture[:, None]))[..., None], coarse, position)
     sigma = np.where((seen | (detected & fitted))[..., None], sigma, np.nan)
-    confirmed = candidates.drop_vars(["start", "guessed", "stage"], errors="ignore").assign(
+    confirmed = candidates.drop_vars(["start", "guessed", "doubtful", "stage"], errors="ignore").assign(
         position=candidates["position"].copy(data=position), position_sigma=(candidates["position"].dims, sigma))
     confirmed["stage"] = (("frame", "axis"), located[-1, :, :2])
     confirmed = confirmed.isel(particle=kept).assign_coords(particle=np.arange(len(kept)), axis=list(AXES))

@@ -192,8 +192,8 @@ def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
     """Fit stage and particles of a block's frames to the layers: their places to a fraction of a pixel."""
     from xreg.locate import locate_block
 
-    start, guessed = (store.read_block(job.out, f"{CANDIDATES}/{name}", (slice(None), block.region))
-                      for name in ("start", "guessed"))
+    start, guessed, doubtful = (store.read_block(job.out, f"{CANDIDATES}/{name}", (slice(None), block.region))
+                                for name in ("start", "guessed", "doubtful"))
     stage, scale, judged = (store.read_block(job.out, f"{CANDIDATES}/{name}", block.region)
                             for name in ("stage", "scale", "frame_status"))
     layers = load_layers(job.out)
@@ -202,8 +202,8 @@ def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
         # That a frame is blurred is known only since all frames have been looked at.
         if frame.status == FrameStatus.OK and judged[k] != FrameStatus.BLURRED:
             part = slice(k, k + 1)
-            rows[:, part] = locate_block(frame.optical_density[None], start[:, part], guessed[:, part], stage[part],
-                                         scale[part], layers)
+            rows[:, part] = locate_block(frame.optical_density[None], start[:, part], (guessed | doubtful)[:, part],
+                                         stage[part], scale[part], layers)
     yield Piece(LOCATED, (0, block.start, 0), rows)
 
 

@@ -5,7 +5,15 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 
 from xreg.kernels import kinematics
-from xreg.kernels.kinematics import common_motion, first_sighting, path_length, rates, since_first
+from xreg.kernels.kinematics import (
+    common_motion,
+    doubtful_sightings,
+    first_sighting,
+    path_length,
+    rates,
+    since_first,
+    whole_places,
+)
 
 
 def planted(still, particles=9, frames=143, noise=0.05, own=4.0, seed=0):
@@ -157,3 +165,48 @@ def test_position_noise_is_that_of_the_positions_whatever_the_motion():
     np.testing.assert_allclose(np.nanmedian(noise[:, :200]), 0.15, rtol=0.2)
     np.testing.assert_allclose(np.nanmedian(noise[:, 200:]), 0.05, rtol=0.2)
     assert len(np.unique(kinematics.position_noise(position)[0])) == 1
+
+
+def test_a_sighting_of_another_area_is_doubtful():
+    rng = np.random.default_rng(1)
+    area = 1000 * (1 + 0.1 * np.linspace(0, 1, 60)) * rng.normal(1, 0.005, (3, 60))     # a particle that grows
+    contrast = np.tile([0.3, 0.3, 1.0, 0.9], (3, 15))
+    area[1, ::4] *= 0.9                         # before the edge a neighbour has taken a tenth of it
+    area[2, 10], contrast[2, 10] = np.nan, np.nan
+    cut = np.zeros(area.shape, bool)
+    cut[0, 5], cut[2, 10] = True, True
+    found = doubtful_sightings(area, contrast, cut)
+    expected = cut.copy()
+    expected[1, ::4], expected[2, 10] = True, False
+    np.testing.assert_array_equal(found, expected)
+    noisy = 1000 * rng.normal(1, 0.05, (1, 60))
+    assert doubtful_sightings(noisy, contrast[:1], cut[:1] & False).mean() < 0.1
+    assert not doubtful_sightings(np.full((1, 4), np.nan), np.full((1, 4), np.nan), np.ones((1, 4), bool)).any()
+
+
+def test_cut_sightings_are_put_where_the_whole_particle_is():
+    position, stage = planted(5, particles=7, own=2.0)
+    true, cut = position.copy(), np.zeros(position.shape[:2], bool)
+    position[0] = true[0] - 0.5 * stage         # never whole; it has no motion of its own
+    position[6, 40:70] += 8.0                   # cut for a while; it has
+    cut[0], cut[6, 40:70] = True, True
+    position[6, 50] = np.nan
+    place, common = whole_places(position, cut)
+    np.testing.assert_array_equal(np.isnan(place), np.isnan(position))
+    np.testing.assert_array_equal(place[1:6], position[1:6])
+    assert rms(common - stage) < 0.06
+    error = place - true
+    assert rms(error[0]) < 0.1
+    assert np.nanmax(np.abs(error[6])) < 0.6
+    unmended, _ = whole_places(position, np.zeros_like(cut))
+    assert rms(unmended[0] - true[0]) > 2
+
+
+def test_where_only_cut_particles_are_seen_they_decide():
+    position, stage = planted(4, particles=4)
+    cut = np.ones(position.shape[:2], bool)
+    place, common = whole_places(position, cut)
+    assert rms(common - stage) < 0.06
+    assert rms((place - position).swapaxes(0, 1)) < 0.2
+    position[1:], cut[0] = np.nan, False
+    assert np.isfinite(whole_places(position, cut)[1]).all()

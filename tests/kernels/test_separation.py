@@ -34,9 +34,11 @@ def scene(place, stage, seed=0):
     return frames, outline
 
 
-def located(frames, outline, start, guessed, stage, rounds):
-    layers = make_layers(frames, start, guessed, stage, np.ones(N), outline, rounds)
-    fits = [locate_in_frame(frames[k], start[:, k], guessed[:, k], stage[k], 1.0, layers) for k in range(N)]
+def located(frames, outline, start, guessed, stage, rounds, doubtful=None):
+    doubtful = np.zeros_like(guessed) if doubtful is None else doubtful
+    layers = make_layers(frames, start, guessed, doubtful, stage, np.ones(N), outline, rounds)
+    unsure = guessed | doubtful
+    fits = [locate_in_frame(frames[k], start[:, k], unsure[:, k], stage[k], 1.0, layers) for k in range(N)]
     return layers, np.stack([f.position for f in fits], axis=1)
 
 
@@ -54,6 +56,23 @@ def test_particles_that_overlap_while_they_pass_each_other_are_told_apart():
     error = position - place
     error -= error.mean(axis=1, keepdims=True)
     assert np.sqrt((error**2).sum(-1).mean()) < 0.06
+
+
+def test_a_doubtful_place_is_looked_for_with_a_picture_from_the_others():
+    rng = np.random.default_rng(4)
+    place = np.array([[60.0, 60.0], [100.0, 125.0]])[:, None] + rng.normal(0, 0.7, (2, N, 2))
+    stage = rng.normal(0, 1, (N, 2))
+    frames, outline = scene(place, stage)
+    start, guessed, doubtful = place + rng.normal(0, 0.3, place.shape), np.zeros((2, N), bool), np.zeros((2, N), bool)
+    start[1, :6] += [5.0, -3.0]                  # of low contrast, and detected with something else
+    doubtful[1, :6] = True
+
+    def worst(doubtful):
+        position = located(frames, outline, start, guessed, stage, 3, doubtful)[1][1]
+        return np.abs(position - place[1] - np.nanmean((position - place[1])[6:], axis=0)).max()
+
+    assert worst(doubtful) < 0.25
+    assert not worst(guessed) < 1
 
 
 def test_a_particle_that_was_missed_leaves_no_ghost_in_the_background():

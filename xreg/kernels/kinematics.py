@@ -1,6 +1,7 @@
 """Motion of particles from their positions: rates, path, and the part that all of them share."""
 
 import numpy as np
+from scipy.ndimage import median_filter
 from scipy.sparse.csgraph import connected_components
 
 #: Frames, evenly spread, on which particles are compared with each other, and particles that are so compared.
@@ -14,6 +15,9 @@ _QUORUM = 0.1
 _FEWEST_FRAMES, _FEWEST_SHARED = 12, 0.33
 #: 80 % quantile of the distance from the centre of a two-dimensional normal distribution of unit width.
 _RAYLEIGH_80 = float(np.sqrt(-2 * np.log(0.2)))
+#: Sightings of at least this share of a particle's highest contrast are its best; the usual area is the median of so
+#: many of them; it is the same up to this part, if they do not scatter more.
+_BEST_SEEN, _USUAL_OVER, _SAME_AREA = 0.6, 101, 0.03
 #: Weight, in the fit, of particles that deform: they decide only where no other is seen.
 _OUTSIDER = 1e-6
 #: Smallest noise of a position that is believed, and that which is assumed where it cannot be had, in px.
@@ -139,6 +143,76 @@ def common_motion(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     common[reached] = motion[reached] - motion[first]
     undeformed[rows] = chosen
     return common, undeformed
+
+
+def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Sightings of which the centre is not the particle's: the region seen is another than usual.
+
+    The field of view cuts it, or its area is not what it is, at that time, where the particle is seen best: a region
+    that takes a little of a neighbour, or leaves a little to it, has its centre elsewhere.
+
+    Parameters
+    ----------
+    area : array, shape (particles, frames)
+        Px at the reference energy, squared; NaN where not seen.
+    contrast : array, shape (particles, frames)
+        Optical density over the surroundings.
+    cut : bool array, shape (particles, frames)
+
+    Returns
+    -------
+    bool array, shape (particles, frames)
+        False where not seen.
+    """
+    doubtful, every = cut & np.isfinite(area), np.arange(area.shape[1])
+    for ours, strength, row in zip(area, contrast, doubtful, strict=True):
+        known = np.flatnonzero(np.isfinite(ours) & np.isfinite(strength) & ~row)
+        if not known.size:
+            continue
+        best = known[strength[known] >= _BEST_SEEN * np.quantile(strength[known], 0.95)]
+        usual = np.interp(every, best, median_filter(ours[best], min(_USUAL_OVER, best.size), mode="nearest"))
+        off = np.abs(ours / usual - 1)
+        row[known] |= off[known] > max(_SAME_AREA, 3 * 1.4826 * np.median(off[best]))
+    return doubtful
+
+
+def whole_places(position: np.ndarray, doubtful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where particles are if all of them were seen as well as where they are seen well, and the motion that all share.
+
+    A doubtful sighting is put where the common motion of the others says, plus the particle's own motion as between its
+    own other sightings. A particle of which all are doubtful (the field of view cuts it always: the centre of what is
+    seen then moves less than the particle) is taken to move as all do, about the median of its places.
+
+    Parameters
+    ----------
+    position : array, shape (particles, frames, 2), px
+        In reference coordinates; NaN where not seen.
+    doubtful : bool array, shape (particles, frames)
+        From `doubtful_sightings`.
+
+    Returns
+    -------
+    place : array, shape (particles, frames, 2), px
+        NaN where not seen.
+    common : array, shape (frames, 2), px
+        From `common_motion`, of sightings that are not doubtful where there are enough.
+    """
+    seen = np.isfinite(position).all(axis=-1)
+    common, _ = common_motion(np.where(doubtful[..., None], np.nan, position))
+    if np.isnan(common[seen.any(axis=0)]).any():
+        common, _ = common_motion(position)
+    place, every = position.copy(), np.arange(position.shape[1])
+    for own, row, ours, odd in zip(position - common, place, seen, doubtful, strict=True):
+        known = np.isfinite(own).all(axis=-1)
+        put, sure = ours & odd & known, np.flatnonzero(known & ~odd)
+        if not put.any():
+            continue
+        if sure.size:
+            moved = np.stack([np.interp(every, sure, own[sure, axis]) for axis in (0, 1)], axis=-1)
+        else:
+            moved = np.broadcast_to(np.median(own[known], axis=0), own.shape)
+        row[put] = (common + moved)[put]
+    return place, common
 
 
 def _fit(place: np.ndarray, weight: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -32,6 +32,8 @@ _MOST_STAGE_SIGMA, _LEAST_GAIN = 0.15, 0.3
 _STAGE_PIXELS = 60_000
 #: Pixels around a window, so that its spline is as exact as on the whole frame.
 MARGIN = 10
+#: Reach (px, standard deviation) of "about" where the strength of the background's structure is judged.
+_LOCAL = 8
 #: Waves (px) longer than this say nothing about where the stage is.
 _LONGEST_WAVE = 16
 
@@ -100,6 +102,12 @@ class Layers:
     def slope_splines(self) -> list[np.ndarray]:
         """Spline coefficients of the background's slopes along y and x."""
         return [spline_coefficients(p) for p in np.gradient(self.background)]
+
+    @cached_property
+    def relief_spline(self) -> np.ndarray:
+        """Spline coefficients of how strong the background's structure is about every sample: its local variance."""
+        mean, square = (ndimage.gaussian_filter(p, _LOCAL) for p in (self.background, self.background**2))
+        return spline_coefficients(np.maximum(square - mean**2, 0))
 
     @cached_property
     def surely_known(self) -> np.ndarray:
@@ -345,19 +353,25 @@ def fit_stage(
     used = open_field & valid_samples(layers.surely_known, first, step, shape)
     if used.sum() < 500:
         return unknown
-    values = density[used].astype(float)
+    values, weight, gain = density[used].astype(float), 1.0, 1.0
     columns = np.empty((len(values), 6))
-    columns[:, 3:] = np.stack([np.ones(len(values)), *(t[used] for t in tilt)], axis=-1)
     for step_number in range(6):
         first = first_sample(whole, stage, scale, layers.margin)
         for column, spline in enumerate((layers.background_spline, *layers.slope_splines)):
             columns[:, column] = sample_plane(spline, first, step, shape)[used]
+        columns[:, 3:] = np.stack([np.ones(len(values)), *(t[used] for t in tilt)], axis=-1)
         if step_number == 1:
-            # Pixels that the first fit cannot explain, such as spikes of the detector, are left out.
+            # Pixels that the first fit cannot explain, such as spikes of the detector, are left out. Where structure is
+            # strong, it may be matter that was not detected and moves on its own: area counts, not contrast.
             left = np.abs(values - columns @ found)
             kept = left < 6 * np.median(left)
             used[used] = kept
-            values, columns = values[kept], columns[kept]
+            values, columns = density[used].astype(float), columns[kept]
+            relief = np.maximum(sample_plane(layers.relief_spline, first, step, shape)[used], 0)
+            weight = 1 / np.sqrt(1 + gain**2 * relief / (1.4826 * np.median(left)) ** 2)
+            values = values * weight
+        if step_number:
+            columns *= weight[:, None]
         normal = columns.T @ columns
         normal[np.diag_indices(len(normal))] *= 1 + 1e-9
         try:

@@ -5,6 +5,7 @@ from scipy import ndimage
 
 from xreg.kernels.layers import Sprite
 from xreg.kernels.subpixel import RIM
+from xreg.kernels.waves import filtered, wiener_shares
 
 #: Particles end softly, so many px beyond their outlines.
 _SOFT = 4
@@ -58,10 +59,12 @@ class Portrait:
             self.contrast[k] = (ours @ windows[k][used]) / max(ours @ ours, 1e-12)
         contrast = np.maximum(self.contrast[seen], 0.02)
         self.contrast[seen] = contrast / np.quantile(contrast, 0.75)
-        valid = np.isfinite(windows[seen])
-        share = np.where(valid, self.contrast[seen][:, None, None], 0).astype(np.float32)
-        total = (share * np.nan_to_num(windows[seen])).sum(0) / np.maximum((share**2).sum(0), 1e-6)
-        self.show(total * self.support)
+        share = np.where(np.isfinite(windows[seen]), self.contrast[seen][:, None, None], 0).astype(np.float32)
+        shown = share * np.nan_to_num(windows[seen]) * self.support
+        sums, weights = (np.array([a[half::2].sum(0) for half in (0, 1)]) for a in (shown, share**2))
+        total = sums.sum(0) / np.maximum(weights.sum(0), 1e-6)
+        # Waves in which every other window says something else are noise, and a template's noise is taken for slopes.
+        self.show(filtered(total, wiener_shares(total, sums, weights, self.support > 0)))
 
     def full_picture(self) -> np.ndarray:
         """The picture in the window of all particles; all NaN if never seen."""

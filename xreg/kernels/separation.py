@@ -38,17 +38,21 @@ ROUNDS, _SEPARATIONS = 3, 2
 _HASTE = 1.4
 #: Turns in which particles that touch are fitted: where both may have made a pixel dark, fits follow each other slowly.
 _TURNS = 8
-#: Frames that must show a particle, and the share of its window that may be unseen, for both pictures to be eliminated.
+#: Frames that must show a particle, and the share of it that may be unseen, for both pictures to be eliminated.
 _FEWEST, _MOST_UNSEEN = 4, 0.02
+#: A particle that is looked for is found at this many standard errors of its contrast.
+_SURE = 5.0
 #: Shifts (px) below which positions have settled.
 _SETTLED = 0.02
+#: Texture is judged through a mask whose rims are so soft (px), and down to this part of its strongest waves' power.
+_SOFT_RIM, _LEAST_POWER = 4, 1e-7
 #: The background behind a particle is within so many standard deviations of that beside particles.
 _MOST_TEXTURE = 3.0
 
 
 def make_layers(
-    frames: np.ndarray, start: np.ndarray, guessed: np.ndarray, stage: np.ndarray, scale: np.ndarray,
-    contour: np.ndarray, rounds: int = ROUNDS,
+    frames: np.ndarray, start: np.ndarray, guessed: np.ndarray, doubtful: np.ndarray, stage: np.ndarray,
+    scale: np.ndarray, contour: np.ndarray, rounds: int = ROUNDS,
 ) -> Layers:
     """Separate some frames into background and particles, and locate both, again and again.
 
@@ -61,6 +65,9 @@ def make_layers(
     guessed : ndarray, shape (particles, n), bool
         Whether a particle was not detected there, so that it is only known where it should be. Such a place is neither
         fitted nor taken for background: a particle that was missed would leave a ghost there.
+    doubtful : ndarray, shape (particles, n), bool
+        Whether something was detected that is not the whole of the particle, or more, so that its place is a guess,
+        too. It is looked for about there first.
     stage : ndarray, shape (n, 2)
         Where the stage is expected, px at the reference energy.
     scale : ndarray, shape (n,)
@@ -77,7 +84,10 @@ def make_layers(
                   np.full(contour.shape, np.nan, np.float32), contour)
     if not len(frames):
         return bare
-    place, stage = np.where(guessed[..., None], np.nan, start), _chain_stages(frames, start, stage, scale, bare)
+    stage = _chain_stages(frames, start, stage, scale, bare)
+    if (doubtful & ~guessed).any():
+        start = _look_for_doubtful(frames, start, guessed, doubtful, stage, scale, bare)
+    place = np.where(guessed[..., None], np.nan, start)
     separation = _Separation(frames, scale, bare, place, np.where(guessed[..., None], start, np.nan))
     unguessed = np.zeros(len(place), bool)
     for _ in range(rounds):
@@ -99,6 +109,20 @@ def make_layers(
         if np.sqrt((np.nan_to_num(shift - _mean_over_frames(shift)) ** 2).mean((1, 2))).max(initial=0) < _SETTLED:
             break
     return separation.separate(place, stage)
+
+
+def _look_for_doubtful(frames, start, guessed, doubtful, stage, scale, bare: Layers) -> np.ndarray:
+    """Starts (particles, n, 2) with doubtful places put where pictures made without them are found, if they are."""
+    aside = guessed | doubtful
+    sure, unsure = (np.where(aside[..., None] == hidden, np.nan, start) for hidden in (True, False))
+    layers = _Separation(frames, scale, bare, sure, unsure).separate(sure, stage)
+    found = _each(lambda k: locate_in_frame(frames[k], start[:, k], aside[:, k], stage[k], float(scale[k]), layers),
+                  len(frames))
+    better = start.copy()
+    for k, fits in enumerate(found):
+        there = doubtful[:, k] & np.isfinite(fits.position).all(-1) & (fits.contrast > _SURE * fits.contrast_sigma)
+        better[there, k] = fits.position[there]
+    return better
 
 
 def _each(function, n: int) -> list:
@@ -230,16 +254,15 @@ class _Separation:
         open_ = known & ~paint(background.shape, _mean_place(centre), 1.0, self.bare.rims)
         if open_.sum() < 1000:
             return shift
-        size = [fft.next_fast_len(n, real=True) for n in background.shape]
-        texture = np.where(open_, background - background[open_].mean(), np.float32(0))
-        power = mean_power(fft.rfft2(texture, size), size)[0] / open_.sum()
+        power = mean_power(*_texture_waves(background, open_))[0]
         spline = spline_coefficients(self.taken_off)
 
         def unmixed(p):
             particle = self.particles[p]
             taper = ndimage.gaussian_filter(ndimage.binary_dilation(particle.contour, iterations=5).astype(float), 1.5)
             seen = np.flatnonzero(np.isfinite(particle.contrast))
-            if len(seen) < _FEWEST or (np.isnan(self.windows[p][seen]).mean((1, 2)) > _MOST_UNSEEN).any():
+            unseen = (np.isnan(self.windows[p][seen]) * taper).sum((1, 2)) / taper.sum()
+            if len(seen) < _FEWEST or (unseen > _MOST_UNSEEN).any():
                 return
             behind = [sample_plane(spline, centre[p, k] - particle.half, 1.0, taper.shape) for k in seen]
             moved = unmix(np.nan_to_num(self.windows[p][seen]) + np.array(behind), particle.contrast[seen],
@@ -355,13 +378,12 @@ class _Separation:
         if open_.sum() < 1000:
             return
         # Behind a particle the background is like elsewhere.
-        middle, spread = np.median(background[open_]), background[open_].std()
-        np.clip(background, middle - _MOST_TEXTURE * spread, middle + _MOST_TEXTURE * spread, out=background,
-                where=~open_ & known)
-        texture = np.where(open_, background - background[open_].mean(), np.float32(0))
-        power, ring = mean_power(fft.rfft2(texture, size), size)
+        middle = np.median(background[open_])
+        far = _MOST_TEXTURE * 1.4826 * np.median(np.abs(background[open_] - middle))
+        np.clip(background, middle - far, middle + far, out=background, where=~open_ & known)
+        power, ring = mean_power(*_texture_waves(background, open_))
         # Made white, texture has variance 1 in every pixel.
-        even = (1 / np.sqrt(np.maximum(power, 1e-4 * power.max()) / open_.sum())).astype(np.float32)
+        even = (1 / np.sqrt(np.maximum(power, _LEAST_POWER * power.max()))).astype(np.float32)
         white = fft.irfft2(fft.rfft2(background, size) * even[ring], size)[: background.shape[0], : background.shape[1]]
         for particle, track, left in zip(self.particles, centre, windows, strict=True):
             seen = np.flatnonzero(np.isfinite(particle.contrast))
@@ -406,6 +428,23 @@ class _Separation:
         alike = np.median([likeness_of_neighbours(row, mask, np.ones(len(row), bool)) for row in left])
         noise = np.maximum((left**2).mean(), 1e-12) * alike
         return np.einsum("kic,kid->cd", columns, columns) / noise, np.einsum("kic,ki->c", columns, left) / noise
+
+
+def _texture_waves(background: np.ndarray, open_: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Waves (from rfft2) of the background beside particles, of which the square is power per pixel, and their grid.
+
+    Seen through holes with sharp rims, long waves would look like short ones, of which there may be none.
+    """
+    size = [fft.next_fast_len(n, real=True) for n in background.shape]
+    inner = ndimage.binary_erosion(open_, iterations=2 * _SOFT_RIM)
+    inner = inner if inner.sum() > 0.1 * open_.sum() else open_
+    weight = ndimage.gaussian_filter(inner.astype(np.float32), _SOFT_RIM, truncate=2.0)
+    # What stands out far is matter that was not detected; it must not pass for texture.
+    middle = np.median(background[inner])
+    far = _MOST_TEXTURE * 1.4826 * np.median(np.abs(background[inner] - middle))
+    texture = np.clip(background - middle, -far, far)
+    texture = weight * (texture - (weight * texture).sum() / weight.sum())
+    return fft.rfft2(texture / np.sqrt((weight**2).sum()), size), size
 
 
 def _ghosts(sprite: Sprite, centre: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

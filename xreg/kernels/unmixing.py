@@ -3,15 +3,17 @@
 Fitted in turn, position, particle and background follow each other slowly: a particle that lies a little elsewhere
 before the edge than behind it is nearly made up for by a ghost of its rim in the background. Here particle and
 background are eliminated instead, wave by wave, as in variable projection (Golub & Pereyra 1973, doi:10.1137/0710036),
-and only the positions are left to be fitted. What the background may look like is told
-by its power beside the particles.
+and only the positions are left to be fitted. What the background may look like is told by its power beside the
+particle, and by the likeliest power behind it where that is less.
 """
 
 import numpy as np
 from scipy import fft
 
 #: Steps of at most this length (px) are taken, at most so many, and none shorter than the last.
-_LONGEST_STEP, _STEPS, _SHORTEST_STEP = 1.0, 6, 0.003
+_LONGEST_STEP, _STEPS, _SHORTEST_STEP = 1.0, 8, 0.003
+#: Turns in each step in which the background and its power are guessed (expectation maximisation).
+_GUESSES = 5
 #: Waves shorter than this (px) are left out: the microscope's blur has left noise alone.
 _SHORTEST_WAVE = 2.5
 #: Ridge, in units of the normal matrix's diagonal, that holds directions of which nothing is known.
@@ -37,7 +39,7 @@ def unmix(windows: np.ndarray, contrast: np.ndarray, ground: np.ndarray, taper: 
     taper : ndarray, shape (h, w)
         Weight of the pixels, falling softly to 0 before the margin.
     texture : callable
-        Power spectral density of the background (variance per pixel and wave) at wave numbers (cycles per px).
+        Power spectral density of the background beside (variance per pixel and wave) at wave numbers (cycles per px).
 
     Returns
     -------
@@ -54,7 +56,7 @@ def unmix(windows: np.ndarray, contrast: np.ndarray, ground: np.ndarray, taper: 
     twice = np.where(q[1] > 0, 2.0, 1.0)
     y, x = np.ogrid[-1:1:taper.shape[0] * 1j, -1:1:taper.shape[1] * 1j]
     plane = fft.rfft2(np.stack([taper, taper * y, taper * x]))[:, used]
-    prior = np.maximum(texture(length[used]), 1e-30) * float((taper**2).sum())
+    prior = beside = np.maximum(texture(length[used]), 1e-30) * float((taper**2).sum())
     ring = np.minimum((length[used] * _SHORTEST_WAVE * _RINGS).astype(int), _RINGS - 1)
     floor = _first_noise(data, ring)
     behind = np.exp(-2j * np.pi * (ground @ q))
@@ -62,13 +64,18 @@ def unmix(windows: np.ndarray, contrast: np.ndarray, ground: np.ndarray, taper: 
     for _ in range(_STEPS):
         before = contrast[:, None] * np.exp(-2j * np.pi * (shift @ q))
         flat = data - level @ plane
-        # Background and particle of every wave: a ridge of two unknowns.
-        g11, g22 = n + floor / prior, (contrast**2).sum() * (1 + 1e-6)
         g12 = (behind.conj() * before).sum(0)
-        determinant = g11 * g22 - np.abs(g12) ** 2
         r1, r2 = (behind.conj() * flat).sum(0), (before.conj() * flat).sum(0)
-        ground_wave = (g22 * r1 - g12 * r2) / determinant
-        particle_wave = (g11 * r2 - g12.conj() * r1) / determinant
+        g22 = (contrast**2).sum() * (1 + 1e-6)
+        for _ in range(_GUESSES):
+            # Background and particle of every wave: a ridge of two unknowns.
+            g11 = n + floor / prior
+            determinant = g11 * g22 - np.abs(g12) ** 2
+            ground_wave = (g22 * r1 - g12 * r2) / determinant
+            particle_wave = (g11 * r2 - g12.conj() * r1) / determinant
+            # What is behind this particle may be plainer than what is beside it: its likeliest power, by rings.
+            likely = np.abs(ground_wave) ** 2 + floor * g22 / determinant
+            prior = beside * np.minimum(_by_ring(likely / beside, ring), 1)
         left = flat - behind * ground_wave - before * particle_wave
         floor = _by_ring((np.abs(left) ** 2).sum(0) / max(n - 2, 1), ring)
         weight = twice / floor
