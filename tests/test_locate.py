@@ -105,28 +105,31 @@ def test_without_layers_the_centres_of_mass_stay(scene):
     start, guessed = rough[:, :1].copy(), np.zeros((4, 1), bool)
     rows = locate_block(frames[:1], start, guessed, np.zeros((1, 2)), np.ones(1), nothing)
     assert np.isnan(rows).all()
-    tracks = made_tracks(start, np.array([8250.0]))
+    tracks = made_tracks(start, np.array([8250.0])).assign(start=(("particle", "frame", "axis"), start))
     np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, start)
 
 
-def test_a_doubtful_place_that_no_fit_confirms_is_no_position():
-    start = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
-    tracks = made_tracks(start, np.full(4, 8400.0))
-    tracks["doubtful"] = (("particle", "frame"), np.zeros((2, 4), bool))
-    tracks["doubtful"].values[1, :2] = True
-    rows = np.ones((3, 4, 6))
-    rows[:2, :, :2] = start
+def test_a_doubtful_place_that_no_fit_confirms_is_as_uncertain_as_the_guesses_differ():
+    centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
+    start = centre.copy()
+    start[1, :2] += [3.0, -2.0]
+    tracks = made_tracks(centre, np.full(4, 8400.0)).assign(start=(("particle", "frame", "axis"), start))
+    rows = np.full((3, 4, 6), 0.1)
+    rows[..., 4] = 1.0
+    rows[:2, :, :2] = centre + 0.5
     rows[1, 0, :4] = rows[0, 0, :4] = np.nan
-    found = confirm_particles(tracks, rows)["position"].values
-    np.testing.assert_array_equal(np.isnan(found).any(-1), [[False] * 4, [True, False, False, False]])
-    np.testing.assert_array_equal(found[0], start[0])
+    found = confirm_particles(tracks, rows)
+    np.testing.assert_array_equal(found["position"].values[:, 0], start[:, 0])
+    np.testing.assert_array_equal(found["position_sigma"].values[:, 0], [[np.nan, np.nan], [3.0, 2.0]])
+    np.testing.assert_array_equal(found["position"].values[:, 1:], centre[:, 1:] + 0.5)
+    assert (found["position_sigma"].values[:, 1:] == 0.1).all()
 
 
 def test_no_particles_no_positions():
     tracks = made_tracks(np.empty((0, 3, 2)), np.array([8250.0, 8400.0, 8500.0]))
     expected = expect_positions(tracks)
     assert expected["start"].shape == (0, 3, 2)
-    assert confirm_particles(tracks, np.full((1, 3, 6), np.nan)).sizes["particle"] == 0
+    assert confirm_particles(tracks.merge(expected), np.full((1, 3, 6), np.nan)).sizes["particle"] == 0
 
 
 def test_where_a_particle_is_expected():
@@ -152,10 +155,11 @@ def test_a_particle_that_the_field_cuts_is_expected_where_the_whole_of_it_would_
     tracks["cut"].values[4], tracks["cut"].values[3, :2] = True, True
     outline = xr.DataArray(np.ones((5, 9, 9), bool), dims=("particle", "y", "x"))
     found = propose_particles(tracks, outline)
-    error = found["position"].values - true
+    error = found["start"].values - true
     np.testing.assert_allclose(error - np.median(error, axis=1, keepdims=True), 0, atol=0.05)
-    np.testing.assert_array_equal(found["position"].values[:3], position[:3])
-    np.testing.assert_array_equal(found["position"], found["start"])
+    np.testing.assert_array_equal(found["start"].values[:3], position[:3])
+    np.testing.assert_array_equal(found["position"], position)
+    np.testing.assert_array_equal(found["doubtful"].values.sum(1), [0, 0, 0, 2, 0])
 
 
 def test_of_two_divisions_of_one_place_the_better_seen_is_kept():

@@ -90,7 +90,7 @@ def propose_particles(tracks: xr.Dataset, contour: xr.DataArray) -> xr.Dataset:
     -------
     Dataset
         The tracks with `contour` and the variables of `expect_positions`, less those that are pieces of another (see
-        `drop_pieces`). Where not the whole of a particle is detected, its `position` is where that is expected.
+        `drop_pieces`).
 
     Raises
     ------
@@ -99,10 +99,7 @@ def propose_particles(tracks: xr.Dataset, contour: xr.DataArray) -> xr.Dataset:
     """
     validate(tracks, RESULT, "position")
     check_variable(contour, RESULT["contour"])
-    expected = expect_positions(tracks)
-    position = tracks["position"].where(np.isnan(tracks["position"]), expected["start"]).assign_attrs(
-        tracks["position"].attrs)
-    candidates = tracks.assign(position=position, contour=contour).merge(expected)
+    candidates = tracks.merge(expect_positions(tracks)).assign(contour=contour)
     return candidates.isel(particle=drop_pieces(candidates))
 
 
@@ -270,9 +267,10 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
 
     Contrasts run alike: in each frame every particle has about the same share of its template's contrast, up to a
     factor of its own. A particle that was detected stays, at its fitted position, or at its centre of mass where the
-    fit fails (not if that is doubtful: NaN then). One that was only looked for is seen if its contrast is significant
-    and near what it should be. It is denied if its contrast is surely too low; a track for which denials weigh more
-    than sightings was an invention, of the detector or of the linking, and is dropped.
+    fit fails (if that is doubtful, where the particle should be, with the distance between the two as standard error).
+    One that was only looked for is seen if its contrast is significant and near what it should be. It is denied if its
+    contrast is surely too low; a track for which denials weigh more than sightings was an invention, of the detector or
+    of the linking, and is dropped.
 
     Parameters
     ----------
@@ -284,13 +282,12 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     Returns
     -------
     Dataset
-        The candidates that are kept, with `position`, `position_sigma` (px, from the fit; NaN where it failed) and
-        `stage` (frame, axis), px at the reference energy, NaN where the background does not show it.
+        The candidates that are kept, with `position`, `position_sigma` (px, from the fit; where that failed NaN, or see
+        above) and `stage` (frame, axis), px at the reference energy, NaN where the background does not show it.
     """
     located = np.asarray(located)
     coarse = candidates["position"].values
     detected = np.isfinite(coarse).all(-1)
-    doubtful = candidates["doubtful"].values if "doubtful" in candidates else np.zeros(detected.shape, bool)
     position, sigma, contrast, error = located[:-1, :, :2], located[:-1, :, 2:4], located[:-1, :, 4], located[:-1, :, 5]
     fitted = np.isfinite(position).all(-1)
     should = _expected_contrast(np.where(detected, contrast, np.nan))
@@ -305,9 +302,11 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
         shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, should))
     kept = np.flatnonzero((shown * (detected | seen)).sum(axis=1) > (missed * denied).sum(axis=1))
     position = np.where((detected | seen)[..., None], position, np.nan)
-    # A doubtful place is no position, unless there are no pictures to fit and nothing better can be had.
-    position = np.where((detected & ~fitted & ~(doubtful & has_picture[:, None]))[..., None], coarse, position)
-    sigma = np.where((seen | (detected & fitted))[..., None], sigma, np.nan)
+    # Where no fit confirms a doubtful sighting, its centre and where the particle should be are both guesses.
+    start, unfitted = candidates["start"].values, (detected & ~fitted)[..., None]
+    apart = np.where(start != coarse, np.abs(start - coarse), np.nan)
+    position = np.where(unfitted, start, position)
+    sigma = np.where(unfitted, apart, np.where((seen | (detected & fitted))[..., None], sigma, np.nan))
     confirmed = candidates.drop_vars(["start", "guessed", "doubtful", "stage"], errors="ignore").assign(
         position=candidates["position"].copy(data=position), position_sigma=(candidates["position"].dims, sigma))
     confirmed["stage"] = (("frame", "axis"), located[-1, :, :2])
