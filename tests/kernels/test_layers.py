@@ -44,6 +44,15 @@ def test_a_background_without_texture_tells_nothing(layers):
     assert np.isnan(fit_stage(noise, np.zeros(SHAPE, bool), np.zeros(2), 1.0, layers)[0]).all()
 
 
+def test_matter_that_was_not_detected_and_moves_on_its_own_does_not_pull_the_stage(background, layers):
+    y, x = np.mgrid[:background.shape[0], :background.shape[1]]
+    blob = 0.4 * np.exp(-((y - 90) ** 2 + (x - 100) ** 2) / 300.0).astype(np.float32)
+    with_blob = Layers(background + blob, layers.known, MARGIN, layers.pictures, layers.contour)
+    frame = seen(background, (1.2, -0.6), noise=0.02) + seen(blob, (1.2, 0.9))       # 1.5 px beside the stage
+    found, _ = fit_stage(frame, np.ones(SHAPE, bool), np.zeros(2), 1.0, with_blob)
+    assert found == pytest.approx((1.2, -0.6), abs=0.15)
+
+
 @pytest.mark.parametrize("contrast", [0.3, 1.0])
 def test_particles_are_found_in_front_of_the_background(background, layers, contrast):
     stage, places = np.array([4.2, -2.6]), np.array([[60.4, 50.7], [80.2, 111.9]])
