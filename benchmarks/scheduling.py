@@ -94,7 +94,8 @@ def hand_out(blocks: int, most: int, threads: int, seconds: float) -> list[tuple
                      ("size of one task", f"{len(pickle.dumps((work, tasks[0])))} bytes")]
             scheduler = psutil.Process(cluster.scheduler.pid)
             used, own, first = scheduler.cpu_times(), psutil.Process().cpu_times(), memory(cluster.scheduler.pid)
-            client, began, peak = memory(), time.perf_counter(), 0.0
+            began, client = time.perf_counter(), memory()
+            peak = client
             for done, _ in enumerate(pool.each(work, tasks[:most]), start=1):
                 if done % 1000 == 0:
                     peak = max(peak, memory())

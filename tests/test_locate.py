@@ -125,6 +125,15 @@ def test_a_doubtful_place_that_no_fit_confirms_is_as_uncertain_as_the_guesses_di
     assert (found["position_sigma"].values[:, 1:] == 0.1).all()
 
 
+def test_what_is_detected_in_every_frame_stays_though_its_picture_fits_badly():
+    centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
+    tracks = made_tracks(centre, np.full(4, 8400.0)).assign(start=(("particle", "frame", "axis"), centre))
+    rows = np.full((3, 4, 6), 0.02)
+    rows[:2, :, :2], rows[..., 4] = centre, 1.0
+    rows[1, :, :4], rows[1, :, 4] = np.nan, -0.4
+    np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, centre)
+
+
 def test_no_particles_no_positions():
     tracks = made_tracks(np.empty((0, 3, 2)), np.array([8250.0, 8400.0, 8500.0]))
     expected = expect_positions(tracks)

@@ -300,6 +300,8 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     # A sighting speaks for a track as loudly as it is significant, a denial as loudly as the sighting would have been.
     with np.errstate(all="ignore"):
         shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, should))
+    # What was detected is not undone by a picture that fits badly.
+    shown = np.where(detected, np.maximum(shown, 1), shown)
     kept = np.flatnonzero((shown * (detected | seen)).sum(axis=1) > (missed * denied).sum(axis=1))
     position = np.where((detected | seen)[..., None], position, np.nan)
     # Where no fit confirms a doubtful sighting, its centre and where the particle should be are both guesses.
