@@ -1,7 +1,7 @@
 """Tracks of real particles whose motion is known: a measured frame, warped by a known field and exposed again.
 
     python benchmarks/known_motion.py SOURCE FOLDER [--energy 8354] [--energies 60] [--counts 9000] [--window Y X N N]
-                                      [--seed 0]
+                                      [--seed 0] [--whole]
 
 SOURCE is what `xreg ingest` reads, or a raw store. The optical density of its first good frame at the energy nearest to
 --energy is divided into two layers. What stands out (Otsu's threshold, with a rim) is particles; under them the
@@ -9,7 +9,8 @@ background is continued smoothly from beside. The layers' sum is the measured pi
 stage. The particles move with the stage and a smooth field besides, and are a little deformed by it: sine waves no
 shorter than twice the frame, so that a particle's centre of mass moves as the field at its centre. That one picture
 shows both is why this division is needed: which matter belongs to the substrate cannot be seen where a particle covers
-it. Clusters move as the field at every pixel of theirs.
+it. Clusters move as the field at every pixel of theirs. With --whole nothing is divided: all of the picture moves as the
+field, and there is no background that moves with the stage alone.
 
 Before the warp the picture is smoothed by a Gaussian of 1.2 px. Else the measured frame's own photon noise, the same in
 every frame, would be a texture that moves along and makes the tracks better than they can be.

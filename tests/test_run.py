@@ -149,8 +149,9 @@ def test_a_blurred_frame_is_recorded_and_has_no_positions(own_raw, whole, tmp_pa
     # The tracks go on across the gap.
     sound = np.delete(np.arange(FRAMES), 5)
     assert np.isfinite(ds.position[:, sound]).all()
-    # The pictures are made from other frames, so that a particle's constant offset may differ a little.
-    np.testing.assert_allclose(ds.position[:, sound], open_result(whole).position[:, sound], atol=0.1)
+    # Pictures made from other frames: a particle's place has another constant offset, its motion is the same.
+    apart = (ds.position[:, sound] - open_result(whole).position[:, sound]).values
+    np.testing.assert_allclose(apart - apart.mean(axis=1, keepdims=True), 0, atol=0.02)
     # The same by hand, as `reject_blurred` says.
     normalized = xreg.normalize_frames(store.open_frames(own_raw))
     rois = xreg.refine_rois(normalized, xreg.detect_rois(normalized, device="cpu"), device="cpu")

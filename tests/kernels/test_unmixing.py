@@ -47,19 +47,17 @@ def test_a_particle_that_hardly_moves_against_the_background_is_found(with_level
     assert np.abs(error[:8].mean(0) - error[8:].mean(0)).max() < 0.05
 
 
-def test_what_is_behind_a_particle_may_be_plainer_than_what_is_beside_it():
+@pytest.mark.parametrize("strength", [1, 100, 10000])
+def test_what_is_behind_a_particle_may_be_plainer_than_what_is_beside_it(strength):
     rng = np.random.default_rng(3)
-    contrast, ground = np.repeat([0.25, 1.0], N // 2), rng.normal(0, 0.7, (N, 2))
-    shift = rng.normal(0, 0.15, (N, 2))
+    contrast, ground = np.repeat([0.25, 1.0], N // 2), rng.normal(0, 0.05, (N, 2))
+    shift = rng.normal(0, 0.05, (N, 2))         # hardly any motion that would tell the two apart
     shift[:, 1] += np.where(contrast < 1, -0.4, 0.4)
     shift -= shift.mean(axis=0)
     windows, wide = scene(ground, shift, contrast, texture=0.003)
-    taper = np.clip((33 - np.hypot(Y, X)) / 10, 0, 1)
-    power = power_of(wide)
-    for strength in (1, 100):                   # the texture beside may be ten times as strong
-        found = unmix(windows, contrast, ground, taper, lambda q, strength=strength: strength * power(q))
-        error = found - shift
-        assert np.abs(error[:8].mean(0) - error[8:].mean(0)).max() < 0.05
+    taper, power = np.clip((33 - np.hypot(Y, X)) / 10, 0, 1), power_of(wide)
+    error = unmix(windows, contrast, ground, taper, lambda q: strength * power(q)) - shift
+    assert np.abs(error[:8].mean(0) - error[8:].mean(0)).max() < 0.03
 
 
 def test_windows_without_a_particle_stay_where_they_are():
