@@ -9,8 +9,8 @@ background is continued smoothly from beside. The layers' sum is the measured pi
 stage. The particles move with the stage and a smooth field besides, and are a little deformed by it: sine waves no
 shorter than twice the frame, so that a particle's centre of mass moves as the field at its centre. That one picture
 shows both is why this division is needed: which matter belongs to the substrate cannot be seen where a particle covers
-it. Clusters move as the field at every pixel of theirs. With --whole nothing is divided: all of the picture moves as the
-field, and there is no background that moves with the stage alone.
+it. Clusters move as the field at every pixel of theirs. With --whole nothing is divided: all of the picture moves as
+the field, and there is no background that moves with the stage alone.
 
 Before the warp the picture is smoothed by a Gaussian of 1.2 px. Else the measured frame's own photon noise, the same in
 every frame, would be a texture that moves along and makes the tracks better than they can be.
