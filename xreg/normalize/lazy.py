@@ -80,6 +80,8 @@ def _plans(raw: xr.Dataset, sizes: tuple[int, ...], choice: FlatChoice | None, i
     """
     import dask
     import dask.array as da
+    from dask.base import tokenize
+    from dask.highlevelgraph import HighLevelGraph
 
     n = sum(sizes)
     timed = "exposure" in raw and "flat_exposure" in raw
@@ -93,20 +95,19 @@ def _plans(raw: xr.Dataset, sizes: tuple[int, ...], choice: FlatChoice | None, i
         picture = raw["flats"].data[flats]
         references[k] = dask.delayed(average_flats)(picture, choice.weights[k], illumination, flat_seconds)
 
-    def entries(part: slice):
+    alike = len(np.unique(np.stack([recipe, seconds, status]), axis=1).T) == 1
+    sizes = (1,) if alike else sizes
+    name = "plans-" + tokenize(references, recipe, seconds, status, sizes)
+    layer = {}
+    # Made by hand: a delayed object for each of 1e5 blocks takes minutes to build.
+    for block, stop in enumerate(np.cumsum(sizes)):
+        part = slice(int(stop) - sizes[block], int(stop))
         known = np.unique(recipe[part][recipe[part] >= 0])
-        local = np.searchsorted(known, recipe[part])
-        table = dask.delayed(_plan_table)(
-            [references[k] for k in known], np.where(recipe[part] >= 0, local, -1), seconds[part], status[part]
-        )
-        return da.from_delayed(
-            table, (part.stop - part.start, 1, 1), dtype=object, meta=np.empty((0, 0, 0), dtype=object)
-        )
-
-    if len(np.unique(np.stack([recipe, seconds, status]), axis=1).T) == 1:
-        return entries(slice(0, 1))
-    stops = np.cumsum(sizes)
-    return da.concatenate([entries(slice(int(e - s), int(e))) for s, e in zip(sizes, stops, strict=True)])
+        local = np.where(recipe[part] >= 0, np.searchsorted(known, recipe[part]), -1)
+        layer[name, block, 0, 0] = (
+            _plan_table, [references[k].key for k in known], local, seconds[part], status[part])
+    graph = HighLevelGraph.from_collections(name, layer, dependencies=[r for r in references if r is not None])
+    return da.Array(graph, name, chunks=(sizes, (1,), (1,)), meta=np.empty((0, 0, 0), dtype=object))
 
 
 def _plan_table(references: list, local: np.ndarray, seconds: np.ndarray, status: np.ndarray) -> np.ndarray:
