@@ -40,7 +40,7 @@ def made_tracks(position, energy, area=1000.0):
                        "area": (("particle", "frame"), np.full(contrast.shape, area)),
                        "cut": (("particle", "frame"), np.zeros(contrast.shape, bool))},
                       coords={"energy": ("frame", energy), "particle": np.arange(len(position))},
-                      attrs={"frame_shape": [240, 250]})
+                      attrs={"frame_shape": [240, 250], "element": "Ni", "edge": "K"})
 
 
 def every(scene, position):
@@ -69,6 +69,10 @@ def test_texture_does_not_pull_and_the_stage_is_found(scene):
     assert rms((found["stage"].values - phantom.rigid)[None]) < 0.03
     ratio = (error - np.median(error, axis=1, keepdims=True)) / found["position_sigma"].values
     assert 0.7 < 1.4826 * np.median(np.abs(ratio)) < 1.6
+    matter = np.array([phantom.particle_density(f).sum() for f in range(N)])
+    wanted = 1 - matter[before].mean() / matter[np.tile(ENERGIES, 2) > 8348].mean()
+    np.testing.assert_allclose(found["edge_jump"], wanted, atol=0.05)
+    assert (found["edge_jump_sigma"] < 0.02).all()
 
 
 def test_what_detection_missed_is_found_and_what_it_invented_is_dropped(scene):
@@ -132,6 +136,17 @@ def test_what_is_detected_in_every_frame_stays_though_its_picture_fits_badly():
     rows[:2, :, :2], rows[..., 4] = centre, 1.0
     rows[1, :, :4], rows[1, :, 4] = np.nan, -0.4
     np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, centre)
+
+
+def test_the_edge_jump_is_that_of_the_outlines_where_both_sides_of_the_edge_have_them():
+    centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
+    centre[1, :2] = np.nan
+    tracks = made_tracks(centre, np.array([8250.0, 8300.0, 8400.0, 8500.0]))
+    tracks = tracks.assign(start=tracks["position"], significance=tracks["contrast"] * 100)
+    rows = np.full((3, 4, 6), 0.01)
+    rows[:2, :, 4] = [0.5, 0.5, 1.0, 1.0]
+    found = confirm_particles(tracks, rows)
+    np.testing.assert_allclose(found["edge_jump"], [0.7, 0.5])
 
 
 def test_no_particles_no_positions():

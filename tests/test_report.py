@@ -107,11 +107,14 @@ def test_doubts_are_named(data, tmp_path):
     result["similarity"][1, 5] = 0.2
     result["fit_status"] = result["fit_status"].where(result["fit_status"] == 1, 3)
     result.attrs["magnification"] = "proportional-to-energy"
+    result["edge_jump"] = "particle", [0.7, 0.02, 0.65, 0.12]
+    result["edge_jump_sigma"] = "particle", [0.01, 0.01, 0.01, 0.02]
     page = Page(write_report(result, tmp_path / "report.html"))
     assert "4 of 128 positions are missing; particle 2 is seen in only 87.5% of the frames." in page.text
     assert "1 sightings are less than 0.5 similar to the one before (particles 1)" in page.text
     assert "could be fitted: 100.0% no edge" in page.text
     assert "computed from the energies, not measured" in page.text
+    assert "Hardly any Ni edge in 1 (edge_jump below a quarter of the median)" in page.text
 
 
 def test_misalignment_shows_in_the_quality(data, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xreg.chunks import whole_frames
+from xreg.kernels.absorption import edge_jump, tabulated_edge
 from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
@@ -283,7 +284,8 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     -------
     Dataset
         The candidates that are kept, with `position`, `position_sigma` (px, from the fit; where that failed NaN, or see
-        above) and `stage` (frame, axis), px at the reference energy, NaN where the background does not show it.
+        above), `stage` (frame, axis), px at the reference energy, NaN where the background does not show it, and
+        `edge_jump` and `edge_jump_sigma` (particle) (see `xreg.kernels.absorption.edge_jump`).
     """
     located = np.asarray(located)
     coarse = candidates["position"].values
@@ -312,8 +314,22 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     confirmed = candidates.drop_vars(["start", "guessed", "doubtful", "stage"], errors="ignore").assign(
         position=candidates["position"].copy(data=position), position_sigma=(candidates["position"].dims, sigma))
     confirmed["stage"] = (("frame", "axis"), located[-1, :, :2])
+    jump, jump_sigma = _edge_jump(candidates, contrast, error)
+    confirmed = confirmed.assign(edge_jump=("particle", jump), edge_jump_sigma=("particle", jump_sigma))
     confirmed = confirmed.isel(particle=kept).assign_coords(particle=np.arange(len(kept)), axis=list(AXES))
     return describe(confirmed, RESULT)
+
+
+def _edge_jump(candidates: xr.Dataset, contrast: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Edge jump of every candidate, from its outlines; from the fit where they are missing on one side of the edge."""
+    energy, e0 = candidates["energy"].values, tabulated_edge(candidates.attrs)
+    fitted = edge_jump(contrast, error, energy, e0)
+    if "significance" not in candidates:
+        return fitted
+    outlined = candidates["contrast"].values
+    with np.errstate(all="ignore"):
+        seen = edge_jump(outlined, np.abs(outlined / candidates["significance"].values), energy, e0)
+    return tuple(np.where(np.isfinite(seen[0]), s, f) for s, f in zip(seen, fitted, strict=True))
 
 
 def _expected_contrast(contrast: np.ndarray) -> np.ndarray:

@@ -421,6 +421,7 @@ def _edge_doubts(result: "xr.Dataset") -> Iterable[str]:
         f"Edge energies are defined by: {definition}. Their absolute scale is that of the monochromator; "
         "other definitions differ by some eV."
     )
+    yield from _without_edge(result)
     if "fit_status" in result:
         counts = np.zeros(len(FitStatus), dtype=np.int64)
         for p in range(result.sizes["particle"]):
@@ -437,6 +438,17 @@ def _edge_doubts(result: "xr.Dataset") -> Iterable[str]:
                    for p in plot.drawn_particles(result)]
         if np.isfinite(medians).any():
             yield f"Edge energies have a standard error of {np.nanmedian(medians):.2f} eV in the median pixel."
+
+
+def _without_edge(result: "xr.Dataset") -> Iterable[str]:
+    """What has surely less than a quarter of the edge that most particles have."""
+    if "edge_jump" in result and np.isfinite(result["edge_jump"].values).any():
+        jump, sigma = result["edge_jump"].values, result["edge_jump_sigma"].values
+        lacking = np.flatnonzero(jump + 3 * sigma < np.nanmedian(jump) / 4)
+        if lacking.size:
+            element = result.attrs.get("element", "")
+            yield (f"Hardly any {element} edge in {', '.join(map(str, lacking))} (edge_jump below a quarter of the "
+                   "median): other material, or background that was taken for a particle.")
 
 
 def _median(values: np.ndarray) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from xreg.kernels import edge
+from xreg.kernels.absorption import tabulated_edge
 from xreg.kernels.operators import (
     BAD_FRAMES,
     DEFINITIONS,
@@ -27,15 +28,6 @@ from xreg.scans import alike, by_scan, outline_blocks
 from xreg.schema import RESULT, FitStatus, flag_attrs
 
 _SAMPLE = 500    # pixels at most from which the slow disturbances of a particle are measured
-
-#: Tabulated energies (eV) of absorption edges that hard X-ray microscopes use, J. A. Bearden and A. F. Burr 1967,
-#: doi:10.1103/RevModPhys.39.125.
-EDGES = {
-    ("Ti", "K"): 4966.0, ("V", "K"): 5465.0, ("Cr", "K"): 5989.0, ("Mn", "K"): 6539.0, ("Fe", "K"): 7112.0,
-    ("Co", "K"): 7709.0, ("Ni", "K"): 8333.0, ("Cu", "K"): 8979.0, ("Zn", "K"): 9659.0, ("Ga", "K"): 10367.0,
-    ("Ge", "K"): 11103.0, ("As", "K"): 11867.0, ("Se", "K"): 12658.0, ("W", "L3"): 10207.0, ("Pt", "L3"): 11564.0,
-    ("Au", "L3"): 11919.0, ("Pb", "L3"): 13035.0,
-}
 
 
 def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **settings) -> xr.Dataset:
@@ -172,11 +164,11 @@ def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
     chosen = EdgeSettings(**settings)
     if chosen.e0 is not None:
         return replace(chosen, e0=float(to_electronvolts(np.array([chosen.e0]))[0]))
-    element, line = (str(aligned.attrs.get(name, "")) for name in ("element", "edge"))
-    tabulated = EDGES.get((element.capitalize(), line.upper()))
-    if tabulated is None and element:
-        msg = (f"the edge {element} {line} is not tabulated here, so the largest derivative of each particle's mean "
-               f"spectrum serves as e0; give e0 to fix it.")
+    tabulated = tabulated_edge(aligned.attrs)
+    if tabulated is None and aligned.attrs.get("element"):
+        named = f"{aligned.attrs['element']} {aligned.attrs.get('edge', '')}"
+        msg = (f"the edge {named} is not tabulated here, so the largest derivative of each particle's mean spectrum "
+               f"serves as e0; give e0 to fix it.")
         warnings.warn(msg, stacklevel=3)
     return replace(chosen, e0=tabulated)
 

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from xreg.kernels.absorption import EDGES
+
 if TYPE_CHECKING:
     import numpy as np
     import xarray as xr
-
-#: K absorption edges, eV (Bearden and Burr 1967, doi:10.1103/RevModPhys.39.125).
-K_EDGES = {
-    "Ti": 4966.4, "V": 5465.1, "Cr": 5989.2, "Mn": 6539.0, "Fe": 7112.0,
-    "Co": 7708.9, "Ni": 8332.8, "Cu": 8978.9, "Zn": 9658.6,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ def _openers() -> dict[str, Callable[[Path], Source | None]]:
 def find_edge(energy: "np.ndarray", margin: float = 30.0) -> dict[str, str]:
     """Attributes `element` and `edge` of the one K edge that the energies (eV) cover, or nothing when it is not one."""
     low, high = float(min(energy)) - margin, float(max(energy)) + margin
-    inside = [element for element, edge in K_EDGES.items() if low <= edge <= high]
+    inside = [element for (element, line), edge in EDGES.items() if line == "K" and low <= edge <= high]
     return {"element": inside[0], "edge": "K"} if len(inside) == 1 else {}
 
 
