@@ -11,6 +11,7 @@ import zarr
 from click.testing import CliRunner
 
 from xreg import cli, store, synthetic
+from xreg.models.weights import shipped
 from xreg.result import open_result
 
 pytestmark = pytest.mark.usefixtures("thresholds")
@@ -154,6 +155,8 @@ def test_check_says_what_is_wrong(demo, tmp_path):
     (("report", "nothing"), "there is no Zarr store at nothing"),
     (("simulate", "out", "--only", "magic"), "unknown distortions"),
     (("train", "refine", "folder", "--detector", "nothing"), "there are no weights at nothing"),
+    (("train", "refine", "folder", "--start", shipped("detector").path),
+     "are those of a generator; need those of a refiner, a dual_unet or unet"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
@@ -208,3 +211,6 @@ def test_train_hands_its_options_on(tmp_path, monkeypatch):
     assert asked.pop("command").startswith("xreg")
     assert asked == {"folder": tmp_path, "seed": 7, "device": "cpu", "own_frames": None, "start": None}
     assert "1" * 64 in out
+    start = shipped("detector")
+    assert xreg("train", "detect", tmp_path, "--start", start.path)[0] == 0
+    assert asked["start"] == start

@@ -154,6 +154,8 @@ def test_changed_missing_and_foreign_weights_are_refused(tmp_path, generator):
     pickled.write_bytes(b"")
     with pytest.raises(ValueError, match="not safetensors; other formats can run code and are refused"):
         Weights.of(pickled)
+    with pytest.raises(ValueError, match=r"were not written by `xreg train`; need those of a refiner"):
+        Weights.of(changed, "refiner")
 
 
 def test_devices():

@@ -13,6 +13,7 @@ from stand_in import STACKS, TINY, assert_same, flip_a_bit
 import xreg
 from xreg import record, run, schema, store, tasks
 from xreg.journal import Journal
+from xreg.models.weights import shipped
 from xreg.result import failures, open_raw_of, open_result, rigid_part
 from xreg.schema import FrameStatus
 from xreg.synthetic import Phantom, PhantomConfig
@@ -309,6 +310,7 @@ def test_bad_input_is_refused_before_anything_is_created(own_raw, tmp_path, chan
     ({"fit": {"colour": 1}}, "fit settings have no colour"),
     ({"frames": "7"}, "need A:B"),
     ({"detector": "nothing.safetensors"}, "there are no weights at nothing.safetensors"),
+    ({"detector": shipped("refiner").path}, "are those of a dual_unet; need those of a detector, a generator"),
     ({"workers": -1}, "workers is -1"),
 ])
 def test_bad_options_are_refused(raw, tmp_path, options, words):

@@ -165,6 +165,8 @@ def test_refiner_trains_both_networks(tmp_path, monkeypatch):
     further = replace(config, epochs=1, low_epoch=1, rate=0.0)
     again = load(refiner.train_refiner(tmp_path / "f", further, device="cpu", detector=detector, start=weights), "cpu")
     torch.testing.assert_close(again.high.last.weight, both.high.last.weight)
+    with pytest.raises(ValueError, match=r"to go on from are of a UNetConfig\(.*width=2.*give weights of the same"):
+        refiner.train_refiner(tmp_path / "g", replace(further, width=3), detector=detector, start=weights)
 
 
 def test_refiner_needs_regions(tmp_path, monkeypatch):

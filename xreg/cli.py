@@ -211,7 +211,7 @@ def run(raw: Path, out: Path, **options: Any) -> None:
 @click.option("--frames", "own", type=click.Path(path_type=Path), metavar="RAW",
               help="Adapt the detector to the frames of this raw store too; no annotations are needed.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Detector whose regions the refiner learns on.")
-@click.option("--start", type=click.Path(path_type=Path), help="Detector to go on from; by default from nothing.")
+@click.option("--start", type=click.Path(path_type=Path), help="Weights to go on from; by default from nothing.")
 @click.option("--seed", type=int, help="Seed of the random numbers.")
 @_device
 @_plain_errors
@@ -224,17 +224,19 @@ def train(network: str, folder: Path, preset: str, own: Path | None, detector: P
 
     changed = {} if seed is None else {"seed": seed}
     command = " ".join(["xreg", *sys.argv[1:]])
+    earlier = Weights.of(start, {"detect": "detector", "refine": "refiner"}[network]) if start else None
     if network == "detect":
         from xreg.training.detector import PRESETS, train_detector
 
         frames = _own_frames(own) if own else None
         weights = train_detector(folder, dataclasses.replace(PRESETS[preset], **changed), device=device,
-                                 own_frames=frames, start=Weights.of(start) if start else None, command=command)
+                                 own_frames=frames, start=earlier, command=command)
     else:
         from xreg.training.refiner import PRESETS, train_refiner
 
         weights = train_refiner(folder, dataclasses.replace(PRESETS[preset], **changed), device=device,
-                                detector=Weights.of(detector) if detector else None, command=command)
+                                detector=Weights.of(detector, "detector") if detector else None, start=earlier,
+                                command=command)
     click.echo(f"{weights.path} (sha256 {weights.sha256})")
 
 

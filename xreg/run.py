@@ -169,8 +169,8 @@ class _Run:
         check_raw(part)
         pictures = "counts" if "counts" in part else "optical_density"
         block = whole[pictures].data.chunks[0][0]
-        weights = {"detector": Weights.of(settings.detector) if settings.detector else shipped("detector"),
-                   "refiner": Weights.of(settings.refiner) if settings.refiner else shipped("refiner")}
+        weights = {"detector": Weights.of(settings.detector, "detector") if settings.detector else shipped("detector"),
+                   "refiner": Weights.of(settings.refiner, "refiner") if settings.refiner else shipped("refiner")}
         example = xr.DataArray(np.empty((0, 0, 0, 0), np.float32), attrs=part.attrs)
         job = Job(raw=files.absolute(raw), out=store.growing(out), pictures=pictures, first=first,
                   n_frames=stop - first, block=min(block, stop - first), device=device,

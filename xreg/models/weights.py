@@ -29,6 +29,7 @@ _NETWORKS = {
     "unet": (UNet, UNetConfig),
     "dual_unet": (DualUNet, UNetConfig),
 }
+_ROLES = {"detector": ("generator",), "refiner": ("dual_unet", "unet")}
 _loaded: dict[tuple[str, str, str], nn.Module] = {}
 _lock = threading.Lock()
 
@@ -41,13 +42,13 @@ class Weights:
     sha256: str
 
     @classmethod
-    def of(cls, path: str | Path) -> "Weights":
-        """Weights of a file as it is now.
+    def of(cls, path: str | Path, role: str | None = None) -> "Weights":
+        """Weights of a file as it is now, for a role ("detector" or "refiner") if one is given.
 
         Raises
         ------
         ValueError
-            If there is no such file or it is not in the safetensors format.
+            If there is no such file, it is not in the safetensors format, or its network is not one for the role.
         """
         path = Path(path)
         if not path.is_file():
@@ -56,7 +57,20 @@ class Weights:
         if path.suffix != ".safetensors":
             msg = f"weights {path.name} are not safetensors; other formats can run code and are refused."
             raise ValueError(msg)
+        if role and _kind(path) not in _ROLES[role]:
+            made = f"are those of a {_kind(path)}" if _kind(path) else "were not written by `xreg train`"
+            msg = f"weights {path} {made}; need those of a {role}, a {' or '.join(_ROLES[role])}."
+            raise ValueError(msg)
         return cls(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _kind(path: Path) -> str:
+    """Kind of network in a safetensors file; nothing where it does not say."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return (file.metadata() or {}).get("kind", "")
+    except SafetensorError:
+        return ""
 
 
 @cache

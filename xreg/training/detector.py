@@ -26,7 +26,7 @@ from xreg.models.cyclegan import Discriminator, Generator, GeneratorConfig
 from xreg.models.infer import bin_frame, choose_device, compress
 from xreg.models.weights import Weights, read, save
 from xreg.training.data import FRAME_SIDE, detection_pair
-from xreg.training.run import TrainingRun, average_weights, simulate
+from xreg.training.run import TrainingRun, average_weights, go_on_from, simulate
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def train_detector(
     dirty = Generator(GeneratorConfig(config.width // 2, bounded=False)).to(device)      # B -> A
     judge_a, judge_b = Discriminator().to(device), Discriminator().to(device)
     if start:
-        clean.load_state_dict(read(start).state_dict())
+        go_on_from(read(start), clean)
     # Channels last take two thirds of the time on a CPU.
     clean = clean.to(memory_format=torch.channels_last)
     average = deepcopy(clean).eval()

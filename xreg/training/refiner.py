@@ -23,7 +23,7 @@ from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
 from xreg.models.infer import choose_device, particle_map
 from xreg.models.weights import Weights, read, save, shipped
 from xreg.training.data import refinement_samples
-from xreg.training.run import TrainingRun, average_weights, simulate
+from xreg.training.run import TrainingRun, average_weights, go_on_from, simulate
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def train_refiner(
     # Channels last take two thirds of the time on a CPU.
     network = UNet(UNetConfig(width=config.width))
     if start:
-        network.load_state_dict(read(start).high.state_dict())
+        earlier = read(start)
+        go_on_from(earlier.high if isinstance(earlier, DualUNet) else earlier, network)
     network = network.to(device, memory_format=torch.channels_last)
     average, low = deepcopy(network).eval(), deepcopy(network).eval()
     optimizer = torch.optim.AdamW(network.parameters(), config.rate, weight_decay=1e-3)

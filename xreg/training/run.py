@@ -99,6 +99,21 @@ class TrainingRun:
                check_contrast=False)
 
 
+def go_on_from(earlier: torch.nn.Module, network: torch.nn.Module) -> None:
+    """Give a network the weights of an earlier one of the same settings.
+
+    Raises
+    ------
+    ValueError
+        If its settings are others.
+    """
+    if earlier.config != network.config:
+        msg = (f"the weights to go on from are of a {earlier.config}, this training is of a {network.config}; "
+               "give weights of the same settings.")
+        raise ValueError(msg)
+    network.load_state_dict(earlier.state_dict())
+
+
 def average_weights(average: torch.nn.Module, network: torch.nn.Module, decay: float) -> None:
     """Move a running average of a network's weights (and normalisation statistics) towards the network."""
     with torch.no_grad():
