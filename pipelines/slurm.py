@@ -56,13 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with make_cluster(partition=options.partition, account=options.account, cores=options.cores, memory=options.memory,
                       walltime=options.walltime, shared=options.shared, interface=options.interface) as cluster:
-        cluster.scale(jobs=options.jobs)
+        # Jobs that have ended are asked for anew; what they were doing is handed to others.
+        cluster.adapt(minimum_jobs=options.jobs, maximum_jobs=options.jobs)
 
         def progress(stage: str, done: int, total: int) -> None:
             print(f"\r{stage} {done}/{total}  ", end="", flush=True)
-            # Jobs that have ended are asked for anew; what they were doing is handed to others.
-            if done % 100 == 0:
-                cluster.scale(jobs=options.jobs)
 
         interrupted = Path(f"{options.out}.partial").exists()
         with Client(cluster) as client:

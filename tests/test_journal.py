@@ -1,3 +1,4 @@
+import errno
 import multiprocessing
 
 import pytest
@@ -61,6 +62,22 @@ def _try_lock(root, answers):
             answers.put("got it")
     except ValueError as error:
         answers.put(str(error))
+
+
+def test_on_a_disk_without_locks_a_lease_serves(journal, monkeypatch):
+    def nothing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("xreg.journal.fcntl.flock", nothing)
+    monkeypatch.setattr("xreg.journal.RENEWED", 0.05)
+    monkeypatch.setattr("xreg.journal.EXPIRED", 1.0)
+    files.create(f"{journal.root}/plan.json", b"{}")
+    with journal.lock() as check:
+        check()
+        with pytest.raises(ValueError, match="another run is writing"), journal.lock():
+            pass
+    with journal.lock():
+        pass
 
 
 def test_only_one_process_holds_the_lock(tmp_path):

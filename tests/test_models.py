@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,6 +157,15 @@ def test_changed_missing_and_foreign_weights_are_refused(tmp_path, generator):
         Weights.of(pickled)
     with pytest.raises(ValueError, match=r"were not written by `xreg train`; need those of a refiner"):
         Weights.of(changed, "refiner")
+
+
+def test_weights_are_found_from_another_folder_and_where_xreg_lies_elsewhere(tmp_path, generator, monkeypatch):
+    monkeypatch.chdir(Path(generator.path).parent)
+    assert Weights.of(Path(generator.path).name) == generator
+    elsewhere = Weights("/somewhere/else/detector.safetensors", shipped("detector").sha256)
+    assert read(elsewhere).config == read(shipped("detector")).config
+    with pytest.raises(ValueError, match="there are no weights at /somewhere/else"):
+        read(Weights(elsewhere.path, "1" * 64))
 
 
 def test_devices():

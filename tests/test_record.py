@@ -31,6 +31,15 @@ def test_a_simulated_store_holds_the_phantoms_pictures(simulated):
     assert not list(simulated.glob("*.partial"))
 
 
+def test_what_an_interrupted_run_left_is_not_cleared_away(tmp_path):
+    plan = tmp_path / "raw.zarr.partial/run/plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("{}")
+    with pytest.raises(ValueError, match=r"raw.zarr.partial was left by xreg run; go on with that, delete it"):
+        record.simulate(CONFIG, tmp_path / "raw.zarr")
+    assert plan.exists()
+
+
 def test_the_truth_has_the_results_names(simulated):
     truth, wanted = store.open_store(simulated / "truth.zarr"), Phantom(CONFIG).truth()
     np.testing.assert_array_equal(truth.position, wanted.position)

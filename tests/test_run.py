@@ -15,7 +15,7 @@ from xreg import record, run, schema, store, tasks
 from xreg.journal import Journal
 from xreg.models.weights import shipped
 from xreg.result import failures, open_raw_of, open_result, rigid_part
-from xreg.schema import FrameStatus
+from xreg.schema import FitStatus, FrameStatus
 from xreg.synthetic import Phantom, PhantomConfig
 
 FRAMES, BLOCK = 16, 4
@@ -261,8 +261,20 @@ def test_one_particle_of_one_scan_of_a_lazy_result_reads_the_scans_frames_only(l
 
 def test_a_lazy_result_needs_its_raw_store(own_raw, tmp_path):
     run.register(own_raw, tmp_path / "out.zarr", lazy=True)
-    zarr.open_group(own_raw)["counts"][0] = 7
-    with pytest.raises(ValueError, match=r"made with --lazy, and its raw store .* has changed; put that back"):
+    kept = open_result(tmp_path / "out.zarr").aligned[0, 2].values
+    shutil.copytree(own_raw, tmp_path / "copy.zarr")
+    shutil.rmtree(own_raw)
+    (tmp_path / "copy.zarr").rename(own_raw)
+    np.testing.assert_array_equal(open_result(tmp_path / "out.zarr").aligned[0, 2], kept)
+    group, changed = zarr.open_group(own_raw), r"made with --lazy, and its raw store .* has changed; put that back"
+    magnification = group.attrs["magnification"]
+    group.attrs["magnification"] = "proportional-to-energy"
+    with pytest.raises(ValueError, match=changed):
+        open_result(tmp_path / "out.zarr")
+    group.attrs["magnification"] = magnification
+    open_result(tmp_path / "out.zarr")
+    group["counts"][7] = np.roll(group["counts"][7], 3, axis=1)
+    with pytest.raises(ValueError, match=changed):
         open_result(tmp_path / "out.zarr")
     shutil.rmtree(own_raw)
     with pytest.raises(ValueError, match="is not there; put that back"):
@@ -309,6 +321,8 @@ def test_bad_input_is_refused_before_anything_is_created(own_raw, tmp_path, chan
     ({"device": "tpu"}, "device is 'tpu'; need one of"),
     ({"fit": {"colour": 1}}, "fit settings have no colour"),
     ({"frames": "7"}, "need A:B"),
+    ({"link": {"max_gapp": 3}}, "link settings have no max_gapp; choose from max_gap, reach"),
+    ({"link": {"max_gap": -3}}, "max_gap is -3; need a number of frames"),
     ({"detector": "nothing.safetensors"}, "there are no weights at nothing.safetensors"),
     ({"detector": shipped("refiner").path}, "are those of a dual_unet; need those of a detector, a generator"),
     ({"workers": -1}, "workers is -1"),
@@ -401,6 +415,65 @@ def test_a_poison_block_is_recorded_and_the_run_goes_on(raw, whole, tmp_path, ex
     healed = run.register(raw, out, resume=True)
     assert failures(healed) == []
     assert_same(whole, out)
+
+
+@pytest.mark.parametrize("stage", ["observe", "locate", "align"])
+def test_what_was_made_of_all_blocks_is_made_anew_though_the_healing_run_is_interrupted(
+        raw, whole, tmp_path, executions, monkeypatch, stage):
+    out = tmp_path / "out.zarr"
+    executions.fail = {(stage, "1"): ValueError("poison")}
+    assert (run.register(raw, out).frame_status[4:8] == FrameStatus.FAILED).all()
+    executions.fail = {}
+    with monkeypatch.context() as patch:
+
+        def stopped(self, pool, name, *rest, original=run._Run._pass):
+            original(self, pool, name, *rest)
+            if name == stage:
+                raise Power
+
+        patch.setattr(run._Run, "_pass", stopped)
+        with pytest.raises(Power):
+            run.register(raw, out, resume=True)
+    assert failures(run.register(raw, out, resume=True)) == []
+    assert_same(whole, out)
+
+
+def test_stacks_that_were_begun_are_finished_though_the_run_goes_on_lazily(raw, whole, tmp_path, executions):
+    executions.fail = {("align", "2"): Power()}
+    with pytest.raises(Power):
+        run.register(raw, tmp_path / "out.zarr")
+    executions.fail = {}
+    run.register(raw, tmp_path / "out.zarr", resume=True, lazy=True)
+    assert_same(whole, tmp_path / "out.zarr")
+
+
+def test_pixels_of_a_fit_that_failed_are_not_called_ok(raw, whole, tmp_path, executions):
+    executions.fail = {("fit", "0-0"): ZeroDivisionError("bad luck")}
+    ds = run.register(raw, tmp_path / "out.zarr").isel(particle=0, scan=0)
+    np.testing.assert_array_equal(ds.fit_status, np.where(ds.contour, FitStatus.FAILED, FitStatus.OUTSIDE))
+
+
+def test_a_lazy_result_shows_what_could_not_be_located_as_a_written_one_does(raw, tmp_path, executions):
+    executions.fail = {("locate", "1"): ValueError("poison")}
+    found = [run.register(raw, tmp_path / f"{lazy}.zarr", lazy=lazy).aligned.values for lazy in (False, True)]
+    np.testing.assert_array_equal(*found)
+    assert np.isfinite(found[0][:, 4:8]).any()
+
+
+def test_workers_that_are_not_there_cost_neither_a_result_nor_a_name(raw, whole, tmp_path):
+    with pytest.raises(ValueError, match="no Dask scheduler answers"):
+        run.register(raw, whole, resume=True, scheduler="tcp://127.0.0.1:9")
+    open_result(whole)
+    with pytest.raises(ValueError, match="came together"):
+        run.register(raw, tmp_path / "out.zarr", workers=2, scheduler="tcp://127.0.0.1:9")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_result_and_an_interrupted_run_of_one_name(raw, whole):
+    (whole.parent / f"{whole.name}.partial").mkdir()
+    with pytest.raises(ValueError, match=r"are both there; delete the one"):
+        run.register(raw, whole, resume=True)
+    (whole.parent / f"{whole.name}.partial").rmdir()
 
 
 def test_a_mistake_of_the_program_stops_the_run(raw, tmp_path, executions):

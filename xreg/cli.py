@@ -63,7 +63,8 @@ def _plain_errors(command: Callable) -> Callable:
             click.echo(f"xreg: {' '.join(str(error).split())}", err=True)
             sys.exit(BAD_INPUT)
         except KeyboardInterrupt:
-            click.echo("xreg: stopped; go on with the same command and --resume.", err=True)
+            how = "; go on with the same command and --resume" if command.__name__ == "run" else ""
+            click.echo(f"xreg: stopped{how}.", err=True)
             sys.exit(130)
 
     return guarded

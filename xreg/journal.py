@@ -5,6 +5,7 @@ store. It carries a checksum of the data, so that going on can check and not mer
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import threading
@@ -20,6 +21,12 @@ FOLDER = "run"
 #: Behind a URL no lock goes with a process. A run renews a lease every `RENEWED` seconds; one that has not been renewed
 #: for `EXPIRED` seconds belongs to a run that is dead.
 RENEWED, EXPIRED = 5.0, 30.0
+#: What file systems without locks answer (Lustre that is mounted without them, some NFS); a lease serves there, too.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def _nothing() -> None:
+    """Nothing to check: a lock on a file cannot be lost."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,10 @@ class Journal:
         files.write(self._place("done", stage, key), json.dumps(info).encode())
         files.remove(self._place("failed", stage, key))
 
+    def unmark(self, stage: str, key: str) -> None:
+        """Drop one marker, if it is there."""
+        files.remove(self._place("done", stage, key))
+
     def forget(self, stage: str) -> None:
         """Drop the markers and notes of a stage, so that it is done again."""
         for folder in (f"{self.root}/done/{stage}", f"{self.root}/failed/{stage}"):
@@ -114,8 +125,8 @@ class Journal:
     def lock(self) -> Iterator[Callable[[], None]]:
         """Hold the run's folder; gives a function that raises once it is no longer held.
 
-        On a disk the lock goes with the process, however that ends. Behind a URL it is a lease, and taking up what a
-        killed run has left begins with waiting until its lease has expired.
+        On a disk the lock goes with the process, however that ends. Behind a URL, and on a disk without locks, it is a
+        lease, and taking up what a killed run has left begins with waiting until its lease has expired.
 
         Raises
         ------
@@ -130,12 +141,17 @@ class Journal:
 
     @contextlib.contextmanager
     def _file_lock(self) -> Iterator[Callable[[], None]]:
-        with open(Path(self.root, "lock"), "w") as file:
+        with contextlib.ExitStack() as stack:
+            file, check = stack.enter_context(open(Path(self.root, "lock"), "w")), _nothing
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise self._refuse() from error
-            yield lambda: None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                check = stack.enter_context(self._lease())
+            yield check
 
     @contextlib.contextmanager
     def _lease(self) -> Iterator[Callable[[], None]]:
@@ -172,7 +188,7 @@ class Journal:
 
     def _latest(self) -> int:
         """Number of the last lease, -1 where there has been none."""
-        return max((int(name) for name in files.names(f"{self.root}/lock")), default=-1)
+        return max((int(name) for name in files.names(f"{self.root}/lease")), default=-1)
 
     def _is_renewed(self, number: int) -> bool:
         """Whether a lease is renewed while one watches; clocks of several machines are never compared."""
@@ -187,4 +203,4 @@ class Journal:
         return False
 
     def _lease_file(self, number: int) -> str:
-        return f"{self.root}/lock/{number}"
+        return f"{self.root}/lease/{number}"

@@ -5,6 +5,7 @@ small. The work is a tree of dask tasks over `leaf`, `merge` and `finish` of `xr
 is explained.
 """
 
+from inspect import signature
 from math import ceil
 
 import dask
@@ -151,6 +152,23 @@ def gather_tracks(rois: xr.Dataset, links: xr.Dataset) -> xr.Dataset:
             tracks[name].attrs = ROIS[f"roi_{name}"].attrs
     tracks["slot"].attrs = {"units": "1", "long_name": "place in the frame's table", "comment": "-1: none"}
     return describe(tracks, RESULT).assign_attrs({**rois.attrs, **links.attrs})
+
+
+def check_link_settings(settings: dict) -> None:
+    """Refuse settings that `link_rois` would refuse, before the work that goes ahead of it.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or a number is out of range.
+    """
+    known = {name: p.default for name, p in signature(link_rois).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    unknown = ", ".join(sorted(set(settings) - set(known)))
+    if unknown:
+        msg = f"link settings have no {unknown}; choose from {', '.join(known)}."
+        raise ValueError(msg)
+    chosen = known | settings
+    _check_numbers(**{name: chosen[name] for name in ("max_gap", "split_every", "frames_per_block", "reach")})
 
 
 def fewest_sightings(frames: int, frames_per_scan: int) -> int:

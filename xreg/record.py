@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xreg import chunks, files, store
+from xreg.journal import FOLDER
 from xreg.schema import FrameStatus
 
 if TYPE_CHECKING:
@@ -185,6 +186,9 @@ def _record_faults(path: str, coordinates: "xr.Dataset", faults: dict[tuple[str,
 def clear(place: str | Path) -> None:
     """Remove what an interrupted command has left where a store is to grow; what is whole is never touched."""
     part = store.growing(place)
+    if files.names(f"{part}/{FOLDER}") and not store.exists(place):
+        msg = f"{part} was left by xreg run; go on with that, delete it, or choose another name."
+        raise ValueError(msg)
     if not files.is_url(place):
         shutil.rmtree(part, ignore_errors=True)
     elif store.is_group(place) and not store.exists(place):

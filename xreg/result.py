@@ -6,7 +6,7 @@ import xarray as xr
 
 from xreg import store
 from xreg.schema import FrameStatus
-from xreg.tasks import load_setup
+from xreg.tasks import CANDIDATES, load_setup
 
 
 def open_result(path: str | Path) -> xr.Dataset:
@@ -83,7 +83,9 @@ def _with_stacks(result: xr.Dataset, path: str | Path) -> xr.Dataset:
         msg = (f"{path} was made with --lazy, and its raw store {origin['path']} {what}; "
                "put that back, or run again without --lazy.")
         raise ValueError(msg)
-    normalized = normalize_frames(raw, load_setup(path).illumination)
+    # What could not be located has a picture all the same.
+    judged = store.read_block(path, f"{CANDIDATES}/frame_status", ...)
+    normalized = normalize_frames(raw.assign(frame_status=("frame", judged)), load_setup(path).illumination)
     half = (result.sizes["y"] - 1) // 2
     aligned = align_stacks(normalized, result, half)["aligned"]
     aligned = aligned.assign_coords(y=result["y"], x=result["x"], particle=result["particle"])

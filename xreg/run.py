@@ -7,6 +7,7 @@ small tables is ever held for all frames at once.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +21,8 @@ from xreg import chunks, files, store
 from xreg.barrier import check_reference, divide_motion, link_particles, measure_tracks
 from xreg.journal import FOLDER, Journal
 from xreg.result import open_result
-from xreg.schema import ROIS, SHARPNESS, FrameStatus
-from xreg.tasks import ROI_GROUP, Job, Setup, key_of, perform, save_setup
+from xreg.schema import ROIS, SHARPNESS, FitStatus, FrameStatus
+from xreg.tasks import CANDIDATES, ROI_GROUP, Job, Setup, key_of, perform, save_setup
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -117,8 +118,11 @@ def register(
         raise ValueError(msg)
     from xreg.workers import open_pool
 
-    run.begin(resume)
-    with run.journal.lock() as check:
+    with ExitStack() as stack:
+        # Workers first: where there are none, nothing of an earlier result is touched.
+        pool = stack.enter_context(open_pool(workers, scheduler))
+        run.begin(resume)
+        check = stack.enter_context(run.journal.lock())
 
         def told(stage: str, done: int, total: int) -> None:
             check()
@@ -126,8 +130,7 @@ def register(
                 progress(stage, done, total)
 
         try:
-            with open_pool(workers, scheduler) as pool:
-                run.go(pool, told)
+            run.go(pool, told)
         except OSError as error:
             if isinstance(error, ConnectionError) or error.errno is None:
                 raise
@@ -157,12 +160,14 @@ class _Run:
     def prepare(cls, raw: str | Path, out: str | Path, settings: Settings, *, frames: str | None, device: str,
                 lazy: bool, reference: int | None = None) -> "_Run":
         """Check everything that can be checked before anything is created."""
+        from xreg.link import check_link_settings
         from xreg.models.infer import choose_device
         from xreg.models.weights import Weights, shipped
         from xreg.normalize import check_raw
         from xreg.xanes import edge_settings
 
         choose_device(device)
+        check_link_settings(settings.link)
         whole = store.open_frames(raw)
         first, stop = frame_range(frames, whole.sizes["frame"])
         part = whole.isel(frame=slice(first, stop))
@@ -195,6 +200,9 @@ class _Run:
 
     def begin(self, resume: bool) -> None:
         """Take up what an earlier run has left, or make a fresh start."""
+        if resume and not files.is_url(self.out) and store.exists(self.out) and self._is_under_way():
+            msg = f"{self.out} and {self.part} are both there; delete the one that you do not want to go on with."
+            raise ValueError(msg)
         if resume and store.exists(self.out) and not self._is_under_way():
             _compare_plans(Journal.of(self.out).plan(), self.plan)
             if self.reference is not None:
@@ -230,54 +238,58 @@ class _Run:
         return True
 
     def go(self, pool: "Pool", progress: Progress) -> None:
-        """Do all passes; what is done already is checked and left."""
-        if self.journal.done("setup", "0") is None:
+        """Do all passes; what is done already is checked and left.
+
+        A block that is done takes away the marker of what was made from all blocks of its stage before it leaves its
+        own (see `tasks.perform`), so that this is made anew whenever the run goes on.
+        """
+        journal = self.journal
+        if journal.done("setup", "0") is None:
             self._set_up()
-        if self._pass(pool, "observe", self.blocks, progress):
-            for later in ("link", "locate", "measure", "align", "fit"):
-                self.journal.forget(later)
+        self._pass(pool, "observe", self.blocks, progress)
         if not self.journal.any_done("observe"):
             reason = next(iter(self.journal.failed("observe").values()))
             msg = f"not one block of frames could be worked through: {reason}"
             raise ValueError(msg)
-        if self.journal.done("link", "0") is None:
+        if journal.done("link", "0") is None:
+            for later in ("locate", "measure", "align", "stacks", "fit"):
+                journal.forget(later)
             progress("link", 0, 1)
             link_particles(self.job, self.settings.link)
-            self.journal.mark("link", "0", {})
+            journal.mark("link", "0", {})
         progress("link", 1, 1)
-        if self._pass(pool, "locate", self.blocks, progress):
-            for later in ("measure", "align", "fit"):
-                self.journal.forget(later)
-        measured = self.journal.done("measure", "0")
+        self._pass(pool, "locate", self.blocks, progress)
+        measured = journal.done("measure", "0")
         if measured is None or (measured["lazy"] and not self.lazy):
+            for later in ("align", "stacks", "fit"):
+                journal.forget(later)
             measure_tracks(self.job, lazy=self.lazy, reference_particle=self.reference)
-            self.journal.mark("measure", "0", {"lazy": self.lazy, "reference": self.reference})
+            journal.mark("measure", "0", {"lazy": self.lazy, "reference": self.reference})
         elif measured.get("reference") != self.reference:
             # Whoever is killed in between must not find what was there before.
-            self.journal.mark("measure", "0", {**measured, "reference": "changing"})
+            journal.mark("measure", "0", {**measured, "reference": "changing"})
             divide_motion(self.job, self.reference)
-            self.journal.mark("measure", "0", {**measured, "reference": self.reference})
-        if self.lazy:
+            journal.mark("measure", "0", {**measured, "reference": self.reference})
+        # Stacks that a run without `lazy` has begun are finished: a result has them whole or not at all.
+        if self.lazy and (measured is None or measured["lazy"]):
             return
-        if self._pass(pool, "align", self.blocks, progress):
-            self.journal.forget("fit")
+        self._pass(pool, "align", self.blocks, progress)
+        if journal.done("stacks", "0") is None:
+            journal.forget("fit")
+            journal.mark("stacks", "0", {})
         (particles, scans, _, _), _ = store.declared(self.part, "edge_energy")
         self._pass(pool, "fit", [(p, s) for p in range(particles) for s in range(scans)], progress)
 
-    def _pass(self, pool: "Pool", stage: str, tasks: list, progress: Progress) -> bool:
-        """Have all tasks of a stage done; return whether anything had to be done."""
+    def _pass(self, pool: "Pool", stage: str, tasks: list, progress: Progress) -> None:
+        """Have all tasks of a stage done."""
         from xreg.workers import Lost
 
-        redone = False
         progress(stage, 0, len(tasks))
         for done, (task, outcome) in enumerate(pool.each(partial(perform, self.job, stage), tasks), start=1):
             if isinstance(outcome, Lost):
                 self._refuse_to_go_on(outcome.error)
                 self.journal.fail(stage, key_of(task), f"{type(outcome.error).__name__}: {outcome.error}")
-            else:
-                redone = redone or outcome.get("redone", False)
             progress(stage, done, len(tasks))
-        return redone
 
     @staticmethod
     def _refuse_to_go_on(error: BaseException) -> None:
@@ -345,10 +357,16 @@ class _Run:
         stages = "darks", "flats", "observe", "locate", "align", "fit"
         failed = {stage: self.journal.failed(stage) for stage in stages}
         tables = store.open_store(self.part)
-        status = tables["frame_status"].values.copy()
+        # As judged from the frames; what is there may tell of failures that have been mended since.
+        status = store.read_block(self.part, f"{CANDIDATES}/frame_status", ...).copy()
         for stage in ("observe", "locate", "align"):
             for key in failed[stage]:
                 status[self.blocks[int(key)].region] = FrameStatus.FAILED
+        for key in failed["fit"]:
+            particle, scan = map(int, key.split("-"))
+            outline = tables["contour"].isel(particle=particle).values
+            unfitted = np.where(outline, FitStatus.FAILED, FitStatus.OUTSIDE).astype(tables["fit_status"].dtype)
+            store.write_block(self.part, "fit_status", (particle, scan, 0, 0), unfitted[None, None])
         attrs = {
             "failed_tasks": [f"{stage} {key}: {why}" for stage, tasks in failed.items() for key, why in tasks.items()],
             "raw": {"path": self.job.raw, "frames": self.plan["frames"], "block": self.job.block, **self.plan["input"]},

@@ -41,6 +41,7 @@ class FitStatus(IntEnum):
     OUT_OF_RANGE = 4
     TOO_FEW_ENERGIES = 5
     BAD_FRAMES = 6
+    FAILED = 7
 
 
 @dataclass(frozen=True)

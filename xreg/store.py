@@ -458,19 +458,22 @@ def digest(*parts: Any) -> str:
 def fingerprint(path: str | Path) -> dict[str, str]:
     """What a raw store is recognised by.
 
-    `content` (metadata, all small variables and a few frames) stays the same when a store is copied elsewhere; `files`
-    (names, sizes and times of change, or entity tags, of its files) tells any change in place.
+    `content` (attributes, all small variables, a few frames, and names and sizes of the arrays' files) stays the same
+    when a store is copied elsewhere; `files` (the times of change, or entity tags, too) tells any change in place.
     """
     group = _open_group(path)
-    parts: list[Any] = []
-    for name, array in sorted(group.arrays()):
+    found = files.listing(str(path))
+    arrays = dict(group.arrays())
+    parts: list[Any] = [dict(group.attrs), [[name.lstrip("/"), size] for name, size, _ in found
+                                            if name.lstrip("/").partition("/")[0] in arrays]]
+    for name, array in sorted(arrays.items()):
         parts.append([name, array.shape, str(array.dtype)])
         if name not in PICTURES:
             parts.append(read_block(path, name, ...))
         elif array.shape[0]:
             rows = np.unique(np.linspace(0, array.shape[0] - 1, _SAMPLED).astype(int))
             parts.extend(_readable(path, name, row) for row in rows)
-    return {"content": digest(*parts), "files": digest(files.listing(str(path)))}
+    return {"content": digest(*parts), "files": digest(found)}
 
 
 def _readable(path: str | Path, name: str, row: int) -> Any:

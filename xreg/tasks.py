@@ -38,6 +38,8 @@ ROI_GROUP = "rois"
 #: Group of what linking gives, before every frame has been asked about it, and what the frames say.
 CANDIDATES = "candidates"
 LOCATED = f"{CANDIDATES}/located"
+#: What is made from all blocks of a stage; a block that is done anew makes it out of date.
+_MADE_OF_ALL = {"observe": "link", "locate": "measure", "align": "stacks"}
 
 _lock = threading.Lock()
 
@@ -76,8 +78,10 @@ class Piece:
     array: np.ndarray
 
 
-def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
+def perform(job: Job, stage: str, task: Any) -> None:
     """Do one task unless it is done already; write what it makes, then its marker.
+
+    A failure that is the task's own fault (damaged data, say) is recorded, and the run goes on.
 
     Parameters
     ----------
@@ -87,12 +91,6 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
         What to do.
     task : Block or (particle, scan)
         Where to do it; see the functions of these names.
-
-    Returns
-    -------
-    dict
-        `redone`: whether anything had to be done; or `failed`: why the task failed, if that is the task's own fault
-        (damaged data, say). Such a failure is recorded and the run goes on.
 
     Raises
     ------
@@ -104,7 +102,7 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
     try:
         marker = job.journal.done(stage, key)
         if marker is not None and _is_there(job, marker):
-            return {"redone": False}
+            return
         digest, places = hashlib.sha256(), []
         for piece in _WORK[stage](job, task):
             if not piece.array.size:
@@ -113,8 +111,10 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
             store.write_block(job.out, piece.name, piece.start, array)
             digest.update(array.tobytes())
             places.append([piece.name, piece.start, array.shape])
+        # In this order: whoever is killed in between does this block again, and what is made of all of them.
+        if stage in _MADE_OF_ALL:
+            job.journal.unmark(_MADE_OF_ALL[stage], "0")
         job.journal.mark(stage, key, {"checksum": digest.hexdigest(), "pieces": places})
-        return {"redone": True}
     except _OURS:
         raise
     except Exception as error:
@@ -122,7 +122,6 @@ def perform(job: Job, stage: str, task: Any) -> dict[str, Any]:
             raise
         reason = f"{type(error).__name__}: {error}"
         job.journal.fail(stage, key, reason)
-        return {"failed": reason}
 
 
 def _one_thread() -> None:

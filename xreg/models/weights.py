@@ -61,7 +61,7 @@ class Weights:
             made = f"are those of a {_kind(path)}" if _kind(path) else "were not written by `xreg train`"
             msg = f"weights {path} {made}; need those of a {role}, a {' or '.join(_ROLES[role])}."
             raise ValueError(msg)
-        return cls(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        return cls(str(path.absolute()), hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _kind(path: Path) -> str:
@@ -147,6 +147,9 @@ def read(weights: Weights) -> nn.Module:
     ValueError
         As `load`.
     """
+    # On another machine xreg, and what came with it, may lie elsewhere.
+    here = (shipped(role) for role in _ROLES if not Path(weights.path).exists())
+    weights = next((w for w in here if w.sha256 == weights.sha256), weights)
     found = Weights.of(weights.path).sha256
     if found != weights.sha256:
         msg = (f"weights {weights.path} have sha256 {found[:12]}..., need {weights.sha256[:12]}...; "
