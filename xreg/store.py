@@ -464,8 +464,9 @@ def fingerprint(path: str | Path) -> dict[str, str]:
     group = _open_group(path)
     found = files.listing(str(path))
     arrays = dict(group.arrays())
-    parts: list[Any] = [dict(group.attrs), [[name.lstrip("/"), size] for name, size, _ in found
-                                            if name.lstrip("/").partition("/")[0] in arrays]]
+    # Disks and URLs list their files in different orders.
+    sizes = sorted([name.lstrip("/"), size] for name, size, _ in found)
+    parts: list[Any] = [dict(group.attrs), [entry for entry in sizes if entry[0].partition("/")[0] in arrays]]
     for name, array in sorted(arrays.items()):
         parts.append([name, array.shape, str(array.dtype)])
         if name not in PICTURES:
