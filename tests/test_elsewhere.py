@@ -145,7 +145,7 @@ def test_one_run_at_a_time_and_a_dead_one_is_taken_over(monkeypatch):
             pass
         check()
         # A holder that was asleep for long finds that another has taken over.
-        files.create(f"{held.root}/lock/1", b"other")
+        files.create(f"{held.root}/lease/1", b"other")
         end = time.monotonic() + 30
         while "xreg-lease" in [t.name for t in threading.enumerate()]:
             assert time.monotonic() < end
