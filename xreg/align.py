@@ -218,9 +218,10 @@ def align_stacks(
     frames = normalized["optical_density"]
     density = whole_frames(frames)
     attrs = normalized.attrs
-    energy = da.asarray(normalized["energy"].data).rechunk((density.chunks[0],))
+    # Of all frames at once: the reference energy, where none is given, is their median.
+    energy = da.asarray(normalized["energy"].data).rechunk(-1)
     scale = energy.map_blocks(pixel_scale, attrs.get("magnification", "constant"), attrs.get("pixel_size_energy_ev"),
-                              dtype=float, meta=np.empty(0))
+                              dtype=float, meta=np.empty(0)).rechunk((density.chunks[0],))
     side = 2 * half + 1
     position = da.from_array(tracks["position"].values, chunks=(1, density.chunks[0], -1))
     aligned = da.blockwise(

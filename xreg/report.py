@@ -216,8 +216,9 @@ def _read_frames(result: "xr.Dataset", raw: "xr.Dataset | None") -> _Frames | No
 
     first, last = plot.first_last_frames(result)
     density = normalize_frames(raw)["optical_density"]
-    # A result of some frames only knows which ones they are in the raw store.
-    number = result["frame"].values if "frame" in result.coords else np.arange(result.sizes["frame"])
+    # A result of some frames only knows which ones they are in the raw store, unless that has been cut to them.
+    whole = "frame" in result.coords and raw.sizes["frame"] != result.sizes["frame"]
+    number = result["frame"].values if whole else np.arange(result.sizes["frame"])
     before, after = density.isel(frame=[number[first], number[last]]).values    # at once: they share the survey
     counts = raw["counts"].isel(frame=number[last]).values if "counts" in raw else None
     return _Frames(first, last, (before, after), counts)

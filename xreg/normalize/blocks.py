@@ -157,9 +157,9 @@ def _judge(counts: np.ndarray, reference: Reference | None, illumination: Illumi
     if not through > BLANK * max(illumination.transmission, 0.02):
         return FrameStatus.BLANK
     # Rows of nothing but zeros, or one value throughout the frame, were never read out.
-    top = counts.max(axis=1)
+    top = np.fmax.reduce(counts, axis=1)
     empty = np.mean(~(top[lit.any(axis=1)] > 0)) > CORRUPT_ROWS
-    return FrameStatus.CORRUPT if empty or top.max() == counts.min() else FrameStatus.OK
+    return FrameStatus.CORRUPT if empty or np.fmax.reduce(top) == np.fmin.reduce(counts, axis=None) else FrameStatus.OK
 
 
 def level_frame(density: np.ndarray, illumination: Illumination, status: int):
