@@ -64,6 +64,17 @@ def test_lazy_and_blind_to_chunking(stack, no_compute):
             np.testing.assert_array_equal(aligned.values, whole)
 
 
+def test_one_reference_energy_for_all_blocks(stack, no_compute):
+    """A magnification that changes, and no energy at which the pixel size holds: the median of all serves."""
+    ds, tracks = stack
+    ds = ds.assign_attrs(magnification="proportional-to-energy")
+    whole = align_block(ds["optical_density"].values, CENTRES[None], ds["energy"].values / 8340, 10)
+    for chunks in (1, 2, 3):
+        aligned = align_stacks(ds.chunk(frame=chunks), tracks, 10)["aligned"]
+        with dask.config.set(scheduler="sync"):
+            np.testing.assert_array_equal(aligned.values, whole)
+
+
 def test_split_frames_are_refused(stack):
     ds, tracks = stack
     with pytest.raises(ValueError, match=r"frames are split into 2 x 1 chunks; need whole frames. Join them with"):

@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from click.testing import CliRunner
 
 from xreg import cli, store, synthetic
 from xreg.models.weights import shipped
 from xreg.result import open_result
+from xreg.schema import FrameStatus
 
 pytestmark = pytest.mark.usefixtures("thresholds")
 
@@ -100,6 +102,15 @@ def test_run_and_its_exit_codes(demo, tmp_path):
     assert "the choice of frames changed" in err
 
 
+def test_report_of_a_part_of_the_frames(demo, tmp_path):
+    raw, out = demo[0] / "raw.zarr", tmp_path / "out.zarr"
+    xreg("run", raw, out, "--workers", 0, "--frames", "3:11", "--device", "cpu")
+    code, text, err = xreg("report", out, tmp_path, "--truth", demo[0] / "truth.zarr")
+    assert code == 0, err
+    assert f"report: {tmp_path / 'out.html'}" in text
+    assert (tmp_path / "out.html").stat().st_size > 1000
+
+
 def test_the_reference_particle_is_chosen_on_the_command_line(demo, tmp_path):
     raw, out = demo[0] / "raw.zarr", shutil.copytree(demo[0] / "result.zarr", tmp_path / "out.zarr")
     common = ("run", raw, out, "--workers", 0, "--resume", "--device", "cpu", "--reference-particle")
@@ -131,6 +142,22 @@ def test_check_says_what_is_in_a_store(demo):
         assert words in out
 
 
+def test_check_names_a_bad_frame_once(demo, tmp_path):
+    raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
+    status = np.zeros(12, np.int8)
+    status[5] = FrameStatus.CORRUPT
+    names = [f"f{k}.xrm" for k in range(12)]
+    lost = ["f5.xrm: truncated", "ref_1.xrm: truncated"]
+    store.write_tables(raw, xr.Dataset({"frame_status": ("frame", status)},
+                                       attrs={"source_files": names, "corrupt_files": lost, "element": "Fe"}))
+    code, _, err = xreg("check", raw, "--device", "cpu")
+    assert code == 3
+    assert "problems: 3" in err
+    assert err.count("f5.xrm") == 1
+    assert "file ref_1.xrm: truncated" in err
+    assert "edges cannot be fitted: e0 is 7112 eV" in err
+
+
 def test_check_says_what_is_wrong(demo, tmp_path):
     raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
     group = zarr.open_group(raw)
@@ -157,6 +184,8 @@ def test_check_says_what_is_wrong(demo, tmp_path):
     (("train", "refine", "folder", "--detector", "nothing"), "there are no weights at nothing"),
     (("train", "refine", "folder", "--start", shipped("detector").path),
      "are those of a generator; need those of a refiner, a dual_unet or unet"),
+    (("train", "refine", "folder", "--frames", "raw"), "--frames is for xreg train detect, not for xreg train refine"),
+    (("train", "detect", "folder", "--detector", "weights"), "--detector is for xreg train refine, not for"),
 ])
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
@@ -193,6 +222,18 @@ def test_ingest_lists_lost_files_and_fails_for_lost_frames_only(tmp_path, monkey
     assert code == 0
     assert "flat_3.xrm: truncated" in err
     record._beamline.cache_clear()
+
+
+def test_train_takes_the_frames_that_can_be_used(demo, tmp_path):
+    raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
+    counts = zarr.open_group(raw)["counts"]
+    counts[4] = 0
+    frames = cli._own_frames(raw)
+    assert len(frames) == 11
+    assert all(np.isfinite(f).any() for f in frames)
+    counts[:] = 0
+    with pytest.raises(ValueError, match=r"none of 12 frames of .* can be used; xreg check"):
+        cli._own_frames(raw)
 
 
 def test_train_hands_its_options_on(tmp_path, monkeypatch):

@@ -166,6 +166,50 @@ def test_bad_frames_are_told_apart(phantom, raw, looked):
     assert np.isfinite(made.optical_density.values[6:]).all()
 
 
+def test_what_is_no_number_condemns_no_frame(raw, looked, normalized):
+    counts = raw.counts.values.astype(np.float32)
+    counts[0, :, 120] = np.nan  # a column that is dead in one frame
+    counts[1, 60:70, 60:70] = np.nan
+    counts[2, 90, 90] = np.inf
+    made = normalize_frames(raw.assign(counts=(raw.counts.dims, counts)), looked).compute()
+    assert (made.frame_status == FrameStatus.OK).all()
+    holes = np.isnan(made.optical_density.values)
+    assert not holes[0].any()  # filled from its neighbours
+    assert holes[1, 61:69, 61:69].all()
+    assert holes[1].sum() <= 100
+    assert not holes[2:].any()
+    near = np.delete(made.optical_density.values[0] - normalized.optical_density.values[0], 120, axis=1)
+    assert np.abs(near).max() < 0.01
+
+
+def test_references_with_pixels_that_are_no_numbers(raw, normalized):
+    flats, darks = (raw[name].values.astype(np.float32) for name in ("flats", "darks"))
+    flats[0, 40, 40], flats[1, 41:44, 41:44], flats[:, 30, 30] = np.inf, np.nan, np.nan
+    darks[0, 20:22, 20] = np.nan
+    spoilt = raw.assign(flats=(raw.flats.dims, flats), darks=(raw.darks.dims, darks))
+    made = normalize_frames(spoilt).compute()
+    assert (made.frame_status == FrameStatus.OK).all()
+    assert np.isfinite(made.optical_density).all()
+    assert np.abs(made.optical_density - normalized.optical_density).mean() < 2e-3
+    with pytest.raises(ValueError, match="flats hold no counts above the dark"):
+        survey(raw.assign(flats=(raw.flats.dims, flats * np.nan)))
+
+
+def test_saturated_pixels_are_no_measurement(raw, looked):
+    counts, flats = raw.counts.values.copy(), raw.flats.values.copy()
+    counts[0, 100:140] = 65535  # a fifth of the frame
+    counts[1, 50, 60] = counts[1, 80:84, 80:84] = 65535
+    made = normalize_frames(raw.assign(counts=(raw.counts.dims, counts)), looked).compute()
+    assert made.frame_status.values.tolist() == [FrameStatus.CORRUPT] + [FrameStatus.OK] * 7
+    density = made.optical_density.values[1]
+    assert np.isfinite(density[50, 60])
+    assert np.isnan(density[81:83, 81:83]).all()
+    flats[raw.flat_energy.values == 8300.0] = 65535
+    chosen, weights = looked.choice.needed(slice(0, 2))
+    _, _, _, status = normalize_block(raw.counts.values[:2], flats[chosen], weights, looked)
+    assert status.tolist() == [FrameStatus.NO_REFERENCE, FrameStatus.OK]
+
+
 def test_frames_without_a_usable_flat(raw, looked):
     dead = raw.flats.values.copy()
     dead[raw.flat_energy.values == 8300.0] = 100
@@ -237,6 +281,14 @@ def test_frames_that_came_as_optical_density(phantom):
         (lambda r: r.assign(flat_energy=r.flat_energy / 1000), "flat_energy runs from .* looks like keV"),
         (lambda r: r.assign(exposure=r.exposure * 0), "exposure holds values that are not positive"),
         (lambda r: r.assign_attrs(magnification="wild"), "magnification is 'wild'; need one of"),
+        (lambda r: r.assign_attrs(magnification=["constant"]), r"magnification is \['constant'\]; need one of"),
+        (lambda r: r.assign_attrs(pixel_size_nm="31 nm"), "pixel_size_nm is '31 nm'; need a positive number in nm"),
+        (lambda r: r.assign_attrs(pixel_size_nm=[31.2]), r"pixel_size_nm is \[31.2\]; need a positive number in nm"),
+        (lambda r: r.assign_attrs(pixel_size_nm=np.nan), "pixel_size_nm is nan; need a positive number in nm"),
+        (lambda r: r.assign_attrs(pixel_size_energy_ev=0), "pixel_size_energy_ev is 0; need a positive number in eV"),
+        (lambda r: r.assign_attrs(pixel_size_energy_ev=8.333), "pixel_size_energy_ev is 8.333, which looks like keV"),
+        (lambda r: r.assign(frame_status=("frame", np.full(8, 99))), r"frame_status holds 99; need one of 0 \(ok\), 1"),
+        (lambda r: r.isel(y=[50]), "counts has frames of 1 x 200 px; need at least 16 x 16"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(raw, spoil, sentence):

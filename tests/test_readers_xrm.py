@@ -80,6 +80,18 @@ def test_truncated_frame_keeps_its_place(small_series):
         read_frame(small_series / SAMPLE.format("001"))
 
 
+def test_exposures_that_are_not_known_are_left_out(small_series, monkeypatch):
+    from xreg.readers import xrm
+
+    def entry(ole, name, *rest, plain=xrm._entry):
+        return np.nan if name == "ExpTimes" else plain(ole, name, *rest)
+
+    monkeypatch.setattr(xrm, "_entry", entry)
+    source = open_source(small_series)
+    assert not {"exposure", "flat_exposure"} & set(source.table.variables)
+    assert any("do not say how long they were exposed" in notice for notice in source.notices)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_damaged_bytes_never_crash(small_series, seed):
     path = small_series / SAMPLE.format("002")

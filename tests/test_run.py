@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from stand_in import STACKS, TINY, assert_same, flip_a_bit
+from stand_in import ENERGIES, STACKS, TINY, assert_same, flip_a_bit
 
 import xreg
 from xreg import record, run, schema, store, tasks
@@ -76,8 +76,10 @@ def test_the_result_is_the_contract(whole, raw):
     assert np.isfinite(ds.position).all()
     for name in ("energy", "scan", "time"):
         assert name in ds.coords
-    for name in schema.RESULT:
+    for name in ds.data_vars:
         assert {"units", "long_name"} <= set(ds[name].attrs), name
+        if ds[name].dtype.kind == "f" and name != "scale":
+            assert "comment" in ds[name].attrs, name
     assert ds.attrs["raw"]["path"] == str(raw)
     assert ds.attrs["weights"] == {"detector": "0" * 64, "refiner": "0" * 64}
     assert ds.attrs["settings"]["fit"]["e0"] == 8333.0
@@ -109,6 +111,66 @@ def test_a_part_of_the_frames_gives_what_it_gives_within_the_whole(raw, whole, t
     for name in schema.ROIS:
         np.testing.assert_array_equal(regions[name], all_regions[name][8:])
     np.testing.assert_array_equal(open_raw_of(part).counts[0], store.open_frames(raw).counts[8])
+
+
+def test_frames_before_the_edge_alone_are_registered_and_not_fitted(raw, tmp_path):
+    for lazy in (False, True):
+        part = run.register(raw, tmp_path / f"{lazy}.zarr", frames=":4", lazy=lazy)
+        assert part.sizes["particle"] == 2
+        assert np.isfinite(part.position).all()
+        assert np.isnan(part.edge_energy).all()
+        assert not (part.fit_status == FitStatus.OK).any()
+
+
+def test_energies_beside_the_edge_are_refused_before_anything_is_made(own_raw, tmp_path):
+    zarr.open_group(own_raw).attrs["element"] = "Fe"
+    with pytest.raises(ValueError, match="e0 is 7112 eV but the energies run from 8200 to 8550 eV"):
+        run.register(own_raw, tmp_path / "out.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["raw.zarr"]
+
+
+def test_a_frame_of_unknown_energy(own_raw, tmp_path):
+    group = zarr.open_group(own_raw)
+    group["energy"][3] = np.nan
+    with pytest.raises(ValueError, match="energy holds values that are missing"):
+        run.register(own_raw, tmp_path / "out.zarr")
+    status = np.zeros(FRAMES, np.int8)
+    status[3] = FrameStatus.CORRUPT
+    store.write_tables(own_raw, xr.Dataset({"frame_status": ("frame", status)}))
+    ds = run.register(own_raw, tmp_path / "out.zarr")
+    assert failures(ds) == ["frame 3: corrupt"]
+    assert np.isfinite(np.delete(ds.position.values, 3, axis=1)).all()
+    assert not (ds.fit_status == FitStatus.FAILED).any()
+    lazy = run.register(own_raw, tmp_path / "lazy.zarr", lazy=True)
+    for name in STACKS:
+        np.testing.assert_array_equal(lazy[name], ds[name])
+
+
+def test_the_reference_energy_is_that_of_the_whole_measurement(own_raw, tmp_path):
+    """Where the store does not say at which energy its pixel size holds."""
+    group = zarr.open_group(own_raw)
+    group.attrs["magnification"] = "proportional-to-energy"
+    del group.attrs["pixel_size_energy_ev"]
+    ds = run.register(own_raw, tmp_path / "out.zarr", frames=":6")
+    assert ds.attrs["pixel_size_energy_ev"] == np.median(ENERGIES)
+    np.testing.assert_allclose(ds.scale, ds.energy / np.median(ENERGIES))
+    lazy = run.register(own_raw, tmp_path / "lazy.zarr", frames=":6", lazy=True)
+    np.testing.assert_array_equal(lazy.aligned, ds.aligned)
+
+
+def test_what_else_a_raw_store_knows_goes_along(own_raw, tmp_path):
+    voltage, label = np.linspace(3, 4.2, FRAMES), np.array([f"frame {k}" for k in range(FRAMES)])
+    own = xr.Dataset({"voltage": ("frame", voltage, {"units": "V"}), "label": ("frame", label),
+                      "odd": ("frame", voltage, {"units": "fortnights since the war"})},
+                     attrs={"operator": {"name": "A"}})
+    store.write_tables(own_raw, own)
+    ds = run.register(own_raw, tmp_path / "out.zarr", frames="4:8", lazy=True)
+    np.testing.assert_array_equal(ds.voltage, voltage[4:8])
+    assert ds.voltage.attrs["units"] == "V"
+    assert ds.label.values.tolist() == label[4:8].tolist()
+    assert ds.attrs["operator"] == {"name": "A"}
+    # Plain xarray cannot read it, so that it would keep the result from being read at all.
+    assert "odd" not in ds
 
 
 @pytest.mark.parametrize(("frames", "wanted"), [(None, (0, 9)), (":", (0, 9)), ("2:", (2, 9)), (" 2 : 5", (2, 5))])

@@ -223,6 +223,31 @@ def test_a_copy_has_the_same_content(raw, tmp_path):
     assert store.fingerprint(raw) == one
 
 
+@pytest.mark.parametrize("name", ["counts", "energy"])
+def test_packed_numbers_are_refused(raw, name):
+    zarr.open_group(raw)[name].attrs.update(scale_factor=0.1, add_offset=3.0)
+    with pytest.raises(ValueError, match=rf"{name} is packed \(scale_factor 0.1, add_offset 3.0\); need plain numbers"):
+        store.open_frames(raw)
+
+
+def test_times_of_the_users_own(raw):
+    own = {"when": ("frame", np.arange(N), {"units": "hours since 2020-01-01"}),
+           "odd": ("frame", np.arange(N), {"units": "fortnights since the war"})}
+    store.write_tables(raw, xr.Dataset(own))
+    ds = store.open_frames(raw)
+    assert ds["when"].values[1] == np.datetime64("2020-01-01T01")
+    np.testing.assert_array_equal(ds["odd"], np.arange(N))
+    store.write_tables(raw, xr.Dataset({"time": own["odd"]}))
+    with pytest.raises(ValueError, match="is not a readable raw store"):
+        store.open_frames(raw)
+
+
+def test_a_store_without_frames(raw):
+    del zarr.open_group(raw)["counts"]
+    with pytest.raises(ValueError, match=r"counts is missing; need counts \(or optical_density\)"):
+        store.open_frames(raw)
+
+
 def test_a_change_in_place_is_seen(raw):
     before = store.fingerprint(raw)
     store.write_block(raw, "counts", (2, 0, 0), np.ones((2, SIDE, SIDE), np.uint16))

@@ -3,6 +3,7 @@ import time
 import dask
 import psutil
 import pytest
+from distributed import LocalCluster
 
 from xreg import workers
 
@@ -46,6 +47,12 @@ def test_few_tasks_are_handed_out_at_a_time(threads):
 
 def test_dask_collections_go_to_the_same_workers(threads):
     assert dask.delayed(double)(5).compute() == 10
+
+
+def test_one_is_told_that_there_are_no_workers_yet(caplog):
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        with workers.open_pool(scheduler=cluster.scheduler_address):
+            assert f"{cluster.scheduler_address} has no workers yet; waiting for the first." in caplog.messages
 
 
 @pytest.mark.parametrize(("options", "words"), [

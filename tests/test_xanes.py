@@ -11,7 +11,7 @@ import xarray as xr
 
 from xreg.kernels.operators import EdgeSettings
 from xreg.schema import RESULT, FitStatus, check_variable
-from xreg.xanes import fit_block, fit_edges, normalize_stack
+from xreg.xanes import check_energies, fit_block, fit_edges, normalize_stack
 
 SCAN = np.concatenate([np.linspace(8200, 8320, 22, endpoint=False), np.linspace(8320, 8374, 90, endpoint=False),
                        np.linspace(8374, 8700, 31)])
@@ -217,6 +217,31 @@ def test_scans_without_energies_before_or_after_the_edge(made):
     maps = fit_edges(one, contour)  # another scan is whole
     assert np.isnan(maps["edge_energy"][:, 0]).all()
     assert np.isfinite(maps["edge_energy"][:, 1]).sum() == contour.values.sum()
+
+
+def test_some_frames_of_a_scan_need_not_reach_over_the_edge(made):
+    stack, contour, _ = made
+    part = stack.isel(frame=np.flatnonzero(stack["energy"].values < 8330))
+    inside = np.broadcast_to(contour.values[:, None], (3, 2, 24, 24))
+    for settings in ({}, {"e0": 8333.0, "pre1": -120.0, "pre2": -40.0, "norm1": 50.0, "norm2": 300.0, "nnorm": 1}):
+        maps = fit_edges(part, contour, incomplete=True, **settings)
+        assert np.isnan(maps["edge_energy"]).all()
+        assert not np.isin(maps["fit_status"].values[inside], [FitStatus.OK, FitStatus.FAILED]).any()
+    energy, scan = part["energy"].values, part["scan"].values
+    with pytest.raises(ValueError, match="need at least two energies on either side of the edge"):
+        check_energies(energy, scan, stack.attrs)
+    with pytest.raises(ValueError, match="fit settings have no smoothing"):
+        check_energies(stack["energy"].values, stack["scan"].values, stack.attrs, smoothing=1)
+    check_energies(stack["energy"].values, stack["scan"].values, stack.attrs)
+
+
+def test_frames_of_unknown_energy_are_left_out(made):
+    stack, contour, _ = made
+    energy = stack["energy"].values.copy()
+    energy[[4, 200]] = np.nan
+    known = np.flatnonzero(np.isfinite(energy))
+    maps = fit_edges(stack.assign_coords(energy=("frame", energy)), contour)
+    xr.testing.assert_identical(maps.compute(), fit_edges(stack.isel(frame=known), contour).compute())
 
 
 def test_ranges_that_the_energies_forbid_are_told(made):

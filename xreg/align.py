@@ -145,7 +145,7 @@ def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
     offset = np.arange(-half, half + 1, dtype=float)
     return xr.DataArray(
         2 * sums > 255 * np.maximum(count, 1), dims=RESULT["contour"].dims, name="contour",
-        coords={"y": ("y", offset, {"units": "px"}), "x": ("x", offset, {"units": "px"})},
+        coords={axis: (axis, offset, {"units": "px", "long_name": "offset from the centre of mass"}) for axis in AXES},
         attrs=RESULT["contour"].attrs)
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 from xreg import store
 from xreg.kernels.geometry import pixel_scale
-from xreg.schema import RESULT, FrameStatus, describe, flag_attrs
+from xreg.schema import NORMALIZED, RESULT, FrameStatus, describe, flag_attrs
 from xreg.tasks import CANDIDATES, ROI_GROUP, Job, normalized_frame, save_layers
 
 
@@ -85,7 +85,7 @@ def measure_tracks(job: Job, *, lazy: bool, reference_particle: int | None = Non
     tables = tables[kept].assign_attrs(half=tables.sizes["y"] // 2, lazy=lazy)
     # Of an earlier measurement, before some block was done again, nothing is kept.
     store.clear_arrays(job.out)
-    store.write_tables(job.out, describe(tables, RESULT))
+    store.write_tables(job.out, describe(tables, NORMALIZED | RESULT))
     if not lazy:
         _create_stacks(job, tables)
 
@@ -133,7 +133,7 @@ def _create_stacks(job: Job, tables: xr.Dataset) -> None:
     shape = tuple(n[d] for d in RESULT["aligned"].dims)
     stack = xr.DataArray(da.zeros(shape, dtype=np.float32, chunks=(1, *shape[1:])), dims=RESULT["aligned"].dims,
                          coords={"energy": tables["energy"], "scan": tables["scan"]}, attrs=tables.attrs)
-    maps = fit_edges(stack, tables["contour"].drop_vars(["y", "x"]), **asdict(job.fit))
+    maps = fit_edges(stack, tables["contour"].drop_vars(["y", "x"]), incomplete=True, **asdict(job.fit))
     edge = {name: tables.attrs[name] for name in ("element", "edge") if name in tables.attrs}
     specs = {"aligned": store.Spec(stack.dims, shape, np.float32, grid, np.nan, {**RESULT["aligned"].attrs, **edge})}
     for name, example in maps.data_vars.items():

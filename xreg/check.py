@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from xreg import chunks, store
-from xreg.schema import FrameStatus
+from xreg.schema import FrameStatus, frames_name
 from xreg.workers import cores
 
 #: Frames that are looked at, evenly spread, and of these the number that the networks see.
@@ -52,7 +52,7 @@ def check_raw_store(path: str | Path, *, device: str = "auto") -> Report:
     device = choose_device(device)
     raw = store.open_frames(path, forgiving=True)
     check_raw(raw)
-    pictures = raw["counts" if "counts" in raw else "optical_density"]
+    pictures = raw[frames_name(raw)]
     chosen = np.unique(np.linspace(0, raw.sizes["frame"] - 1, _LOOKED).round().astype(int))
     single = store.open_frames(path, block=1, forgiving=True)
     normalized = normalize_frames(single, survey(single)).isel(frame=chosen)
@@ -102,6 +102,9 @@ def _looks(status: np.ndarray, noise: np.ndarray, looked: int) -> list[tuple[str
 
 def _table_problems(raw: xr.Dataset) -> list[str]:
     """What is wrong with, or missing from, the small variables."""
+    from xreg.normalize import given_status
+    from xreg.xanes import check_energies
+
     problems = []
     lengths = np.unique(raw["scan"].values, return_counts=True)[1]
     if len(set(lengths.tolist())) > 1:
@@ -111,20 +114,27 @@ def _table_problems(raw: xr.Dataset) -> list[str]:
                        ("element", "the edge will be looked for in each particle's mean spectrum")):
         if name not in raw.attrs:
             problems.append(f"the attribute {name} is missing; {loss}.")
-    if "frame_status" in raw:
-        bad = np.flatnonzero(raw["frame_status"].values)
-        problems += [f"frame {i} was {FrameStatus(raw['frame_status'].values[i]).name.lower()} when it was read in."
-                     for i in bad]
-    problems += [f"file {name}" for name in raw.attrs.get("corrupt_files", [])]
-    return problems
+    try:
+        check_energies(raw["energy"].values, raw["scan"].values, raw.attrs)
+    except ValueError as error:
+        problems.append(f"edges cannot be fitted: {error}")
+    status, names = given_status(raw), np.atleast_1d(raw.attrs.get("source_files", []))
+    for i in np.flatnonzero(status):
+        name = f" ({names[i]})" if i < len(names) else ""
+        problems.append(f"frame {i}{name} was {FrameStatus(status[i]).name.lower()} when it was read in.")
+    listed = set(names[np.flatnonzero(status[: len(names)])])
+    lost = (str(name) for name in np.atleast_1d(raw.attrs.get("corrupt_files", [])))
+    return problems + [f"file {name}" for name in lost if name.partition(":")[0] not in listed]
 
 
 def _frame_problems(chosen: np.ndarray, status: np.ndarray, path: str | Path, raw: xr.Dataset,
                     pictures: xr.DataArray) -> list[str]:
     """Frames that were looked at and are no good, and pictures that are not there."""
-    problems = []
+    from xreg.normalize import given_status
+
+    problems, known = [], given_status(raw)
     for frame, code in zip(chosen.tolist(), status.tolist(), strict=True):
-        if code == FrameStatus.OK:
+        if code == FrameStatus.OK or known[frame] != FrameStatus.OK:
             continue
         try:
             store.read_block(path, str(pictures.name), frame)

@@ -209,7 +209,7 @@ def run(raw: Path, out: Path, **options: Any) -> None:
 @click.argument("network", type=click.Choice(["detect", "refine"]))
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--preset", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--frames", "own", type=click.Path(path_type=Path), metavar="RAW",
+@click.option("--frames", "own", type=_Place(), metavar="RAW",
               help="Adapt the detector to the frames of this raw store too; no annotations are needed.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Detector whose regions the refiner learns on.")
 @click.option("--start", type=click.Path(path_type=Path), help="Weights to go on from; by default from nothing.")
@@ -223,6 +223,10 @@ def train(network: str, folder: Path, preset: str, own: Path | None, detector: P
 
     from xreg.models.weights import Weights
 
+    for option, given, wanted in (("--frames", own, "detect"), ("--detector", detector, "refine")):
+        if given and network != wanted:
+            msg = f"{option} is for xreg train {wanted}, not for xreg train {network}; leave it out."
+            raise ValueError(msg)
     changed = {} if seed is None else {"seed": seed}
     command = " ".join(["xreg", *sys.argv[1:]])
     earlier = Weights.of(start, {"detect": "detector", "refine": "refiner"}[network]) if start else None
@@ -258,7 +262,8 @@ def evaluate(out: Path, truth: Path, particles: bool) -> None:
 @_plain_errors
 def report(out: Path, html: Path | None, truth: Path | None) -> None:
     """Write a page of pictures of the result OUT."""
-    _write_report(out, html or _beside(out), truth)
+    html = html or _beside(out)
+    _write_report(out, html / _beside(out).name if html.is_dir() else html, truth)
 
 
 # -- what several commands share -------------------------------------------------------------------------------------
@@ -286,16 +291,22 @@ def _register(raw: Path, out: Path, *, workers: int | None, device: str, schedul
                     **options)
 
 
-def _own_frames(raw: Path, most: int = 64) -> list:
-    """Normalised frames of a raw store, evenly spread over it."""
+def _own_frames(raw: Path | str, most: int = 64) -> list:
+    """Normalised frames of a raw store, those that can be used of some that are evenly spread over it."""
     import numpy as np
 
     from xreg import store
-    from xreg.normalize import normalize_frames
+    from xreg.normalize import normalize_frames, survey
 
-    normalized = normalize_frames(store.open_frames(raw))
-    chosen = np.unique(np.linspace(0, normalized.sizes["frame"] - 1, most).astype(int))
-    return [normalized.optical_density[i].values for i in chosen]
+    opened = store.open_frames(raw, block=1, forgiving=True)
+    chosen = np.unique(np.linspace(0, opened.sizes["frame"] - 1, most).astype(int))
+    normalized = normalize_frames(opened, survey(opened)).isel(frame=chosen)[["optical_density", "frame_status"]]
+    frames = [normalized.isel(frame=[k]).compute() for k in range(len(chosen))]
+    usable = [f["optical_density"].values[0] for f in frames if not f["frame_status"].any()]
+    if not usable:
+        msg = f"none of {len(chosen)} frames of {raw} can be used; xreg check {raw} says what is wrong with them."
+        raise ValueError(msg)
+    return usable
 
 
 def _print_errors(out: Path, truth: Path, *, particles: bool = False) -> None:
@@ -327,8 +338,9 @@ def _finish(result: "xr.Dataset") -> None:
     """List what failed and leave with the exit code for it."""
     from xreg.result import failures
 
-    if result.attrs.get("corrupt_files"):
-        _list("files that could not be read when the raw store was made", result.attrs["corrupt_files"])
+    lost = result.attrs.get("corrupt_files")
+    if lost:
+        _list("files that could not be read when the raw store was made", [lost] if isinstance(lost, str) else lost)
     failed = failures(result)
     if failed:
         _list("frames and blocks that failed", failed)

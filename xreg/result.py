@@ -43,7 +43,8 @@ def open_raw_of(result: xr.Dataset) -> xr.Dataset | None:
         raw = store.open_frames(origin["path"], block=origin["block"], forgiving=True)
     except (KeyError, ValueError):
         return None
-    raw = raw.isel(frame=slice(*origin["frames"]))
+    raw = raw.isel(frame=slice(*origin["frames"])).assign_attrs(
+        {k: result.attrs[k] for k in ("pixel_size_energy_ev",) if k in result.attrs})
     return raw.assign(frame_status=("frame", result["frame_status"].values))
 
 
@@ -89,6 +90,6 @@ def _with_stacks(result: xr.Dataset, path: str | Path) -> xr.Dataset:
     half = (result.sizes["y"] - 1) // 2
     aligned = align_stacks(normalized, result, half)["aligned"]
     aligned = aligned.assign_coords(y=result["y"], x=result["x"], particle=result["particle"])
-    maps = fit_edges(aligned, result["contour"], **result.attrs["settings"]["fit"])
+    maps = fit_edges(aligned, result["contour"], incomplete=True, **result.attrs["settings"]["fit"])
     stacks = xr.Dataset({"aligned": aligned.drop_vars([c for c in ("scan", "axis") if c in aligned.coords])})
     return result.assign({**stacks.data_vars, **{n: v.drop_vars("scan") for n, v in maps.data_vars.items()}})

@@ -21,7 +21,7 @@ from xreg import chunks, files, store
 from xreg.barrier import check_reference, divide_motion, link_particles, measure_tracks
 from xreg.journal import FOLDER, Journal
 from xreg.result import open_result
-from xreg.schema import ROIS, SHARPNESS, FitStatus, FrameStatus
+from xreg.schema import RAW, RESULT, ROIS, SHARPNESS, FitStatus, FrameStatus, frames_name
 from xreg.tasks import CANDIDATES, ROI_GROUP, Job, Setup, key_of, perform, save_setup
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 #: Called with the name of a stage, the number of finished tasks and the number of all.
 Progress = Callable[[str, int, int], None]
-#: Attributes of a raw store that its result keeps.
-_KEPT = ("element", "edge", "pixel_size_nm", "pixel_size_energy_ev", "magnification", "simulation", "source_files",
-         "corrupt_files")
+#: Attributes of a raw store that its result does not keep: its result has its own.
+_NOT_KEPT = ("source", "notices")
 #: Packages whose versions are written into the result.
 _PACKAGES = ("xreg", "numpy", "scipy", "scikit-image", "torch", "dask", "zarr", "xarray")
 
@@ -164,15 +163,17 @@ class _Run:
         from xreg.models.infer import choose_device
         from xreg.models.weights import Weights, shipped
         from xreg.normalize import check_raw
-        from xreg.xanes import edge_settings
+        from xreg.xanes import check_energies, edge_settings
 
         choose_device(device)
         check_link_settings(settings.link)
         whole = store.open_frames(raw)
         first, stop = frame_range(frames, whole.sizes["frame"])
+        check_raw(whole)
+        whole = whole.assign_attrs(reference_energy(whole))
+        check_energies(whole["energy"].values, whole["scan"].values, whole.attrs, **settings.fit)
         part = whole.isel(frame=slice(first, stop))
-        check_raw(part)
-        pictures = "counts" if "counts" in part else "optical_density"
+        pictures = frames_name(part)
         block = whole[pictures].data.chunks[0][0]
         weights = {"detector": Weights.of(settings.detector, "detector") if settings.detector else shipped("detector"),
                    "refiner": Weights.of(settings.refiner, "refiner") if settings.refiner else shipped("refiner")}
@@ -344,7 +345,7 @@ class _Run:
 
     def _coordinates(self) -> xr.Dataset:
         """Energy, scan and time of every frame, and its number in the raw store."""
-        kept = {k: self.raw.attrs[k] for k in _KEPT if k in self.raw.attrs}
+        kept = {k: v for k, v in self.raw.attrs.items() if k not in _NOT_KEPT}
         coords = {name: ("frame", self.raw[name].values, self.raw[name].attrs)
                   for name in ("energy", "scan", "time") if name in self.raw.coords}
         coords["frame"] = ("frame", np.arange(self.first, self.first + self.job.n_frames),
@@ -376,8 +377,19 @@ class _Run:
         }
         record = xr.Dataset({"frame_status": ("frame", status, tables["frame_status"].attrs)},
                             attrs={**tables.attrs, **attrs})
+        # What a user knows about every frame (voltage, temperature) is wanted beside its motion.
+        known = {*RAW, *RESULT, *tables.variables}
+        own = [n for n, v in self.raw.variables.items() if v.dims == ("frame",) and n not in known]
+        record = record.assign({n: self.raw[n].variable for n in own if not store.is_time(self.raw[n].attrs)})
         store.write_tables(self.part, record)
         store.finish(self.out)
+
+
+def reference_energy(raw: xr.Dataset) -> dict[str, float]:
+    """The attribute `pixel_size_energy_ev` where it is needed and missing: the median of all energies, eV."""
+    if raw.attrs.get("magnification", "constant") == "constant" or "pixel_size_energy_ev" in raw.attrs:
+        return {}
+    return {"pixel_size_energy_ev": float(np.nanmedian(raw["energy"].values))}
 
 
 def frame_range(frames: str | None, n_frames: int) -> tuple[int, int]:

@@ -20,7 +20,8 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     Returns
     -------
     stack : DataArray
-        Dask-backed; frames are reordered only where scans are interleaved.
+        Dask-backed; frames are reordered only where scans are interleaved, and those without an energy, which only bad
+        ones may be, are left out.
     energies : tuple of ndarray
         Energies (eV) of each scan's frames.
     scans : ndarray
@@ -29,7 +30,7 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     Raises
     ------
     ValueError
-        If the dims are others, a coordinate is missing, an energy is not a positive number, or a scan not a number.
+        If the dims are others, a coordinate is missing, an energy is not positive, or a scan not a number.
     """
     if stack.dims != ("particle", "frame", "y", "x"):
         msg = (f"the stack has dims {stack.dims}; need ('particle', 'frame', 'y', 'x'). Choose a single particle or "
@@ -43,11 +44,14 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     # The two small coordinates decide the graph's shape; `chunk` and `open_zarr` make even them lazy, so they are read
     # here, in this thread. Nothing else is.
     energy, scan = (stack.coords[name].compute(scheduler="synchronous").values for name in ("energy", "scan"))
-    energy = to_electronvolts(energy)
     if not np.all(np.isfinite(scan)):
         count = np.count_nonzero(~np.isfinite(scan))
         msg = f"scan is not finite for {count} frames; need the number of each frame's scan."
         raise ValueError(msg)
+    known = ~np.isnan(energy)
+    if not known.all():
+        stack, energy, scan = stack.isel(frame=np.flatnonzero(known)), energy[known], scan[known]
+    energy = to_electronvolts(energy)
     order = np.argsort(scan, kind="stable")
     if np.any(order[1:] < order[:-1]):
         stack, energy, scan = stack.isel(frame=order), energy[order], scan[order]

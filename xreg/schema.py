@@ -90,6 +90,7 @@ RAW = _table(
     Variable("flat_exposure", ("flat",), "f", "s", "exposure time of the open-beam reference"),
     Variable("dark_exposure", ("dark",), "f", "s", "exposure time of the dark"),
     Variable("flat_energy", ("flat",), "f", "eV", "photon energy of the open-beam reference"),
+    Variable("flat_scan", ("flat",), "iu", "1", "number of the XANES scan that the open-beam reference belongs to"),
     Variable("flat_time", ("flat",), "fM", "s", "time of the open-beam reference"),
     Variable("frame_status", ("frame",), "iu", "1", "whether the frame can be used", "0 is ok"),
 )
@@ -97,7 +98,8 @@ RAW = _table(
 NORMALIZED = _table(
     Variable("optical_density", ("frame", "y", "x"), "f", "1", "optical density above the background",
              "natural logarithm; negative values are kept; NaN where the detector gave no valid value"),
-    Variable("noise", ("frame",), "f", "1", "standard deviation of the optical density in the open background"),
+    Variable("noise", ("frame",), "f", "1", "standard deviation of the optical density in the open background",
+             "NaN for a bad frame"),
     Variable("background", ("frame", "coefficient"), "f", "1", "offset and tilt that were taken off",
              "offset at the frame's centre, slopes along y and x; optical density per frame height or width"),
     Variable("frame_status", ("frame",), "iu", "1", "whether the frame can be used", "0 is ok"),
@@ -124,6 +126,9 @@ ROIS = _table(
              "optical density inside the contour about the centre of mass, scaled to the region's size and to 0...255"),
 )
 
+_UNSEEN = "NaN where the particle is not seen"
+_UNTIMED = "NaN where the particle is not seen or the time is unknown"
+_UNFITTED = "NaN outside the contour or where the fit fails"
 _PARTICLE_FRAME = ("particle", "frame")
 _VECTOR = ("particle", "frame", "axis")
 _MAP = ("particle", "scan", "y", "x")
@@ -131,31 +136,50 @@ _MAP = ("particle", "scan", "y", "x")
 RESULT = _table(
     Variable("position", _VECTOR, "f", "px", "centre of mass",
              "raw frame's pixel coordinates, y down, pixel centres at integers; NaN where the particle is not seen"),
-    Variable("position_sigma", _VECTOR, "f", "px", "standard error of the position"),
+    Variable("position_sigma", _VECTOR, "f", "px", "standard error of the position",
+             _UNSEEN + "; of the scatter from frame to frame, not of an offset that all frames share"),
     Variable("similarity", _PARTICLE_FRAME, "f", "1", "structural similarity with the previous sighting",
              "Wang et al. 2004, doi:10.1109/TIP.2003.819861; NaN at the first sighting"),
-    Variable("displacement", _VECTOR, "f", "px", "displacement since the first sighting"),
-    Variable("velocity", _VECTOR, "f", "px/frame", "velocity"),
-    Variable("acceleration", _VECTOR, "f", "px/frame2", "acceleration"),
-    Variable("distance", _PARTICLE_FRAME, "f", "px", "length of the path since the first sighting"),
-    Variable("velocity_nm_s", _VECTOR, "f", "nm/s", "velocity"),
-    Variable("acceleration_nm_s2", _VECTOR, "f", "nm/s2", "acceleration"),
-    Variable("distance_nm", _PARTICLE_FRAME, "f", "nm", "length of the path since the first sighting"),
-    Variable("rigid", ("frame", "axis"), "f", "px", "motion common to all particles (stage and optics)"),
-    Variable("nonrigid", _VECTOR, "f", "px", "motion of the particle less the rigid part (deformation)"),
+    Variable("displacement", _VECTOR, "f", "px", "displacement since the first sighting", _UNSEEN),
+    Variable("velocity", _VECTOR, "f", "px/frame", "velocity", _UNSEEN),
+    Variable("acceleration", _VECTOR, "f", "px/frame2", "acceleration", _UNSEEN),
+    Variable("distance", _PARTICLE_FRAME, "f", "px", "length of the path since the first sighting", _UNSEEN),
+    Variable("velocity_nm_s", _VECTOR, "f", "nm/s", "velocity", _UNTIMED),
+    Variable("acceleration_nm_s2", _VECTOR, "f", "nm/s2", "acceleration", _UNTIMED),
+    Variable("distance_nm", _PARTICLE_FRAME, "f", "nm", "length of the path since the first sighting", _UNSEEN),
+    Variable("rigid", ("frame", "axis"), "f", "px", "motion common to all particles (stage and optics)",
+             "NaN in frames that could not be used"),
+    Variable("nonrigid", _VECTOR, "f", "px", "motion of the particle less the rigid part (deformation)", _UNSEEN),
     Variable("aligned", ("particle", "frame", "y", "x"), "f", "1", "registered optical density",
              "y and x are offsets from the centre of mass; NaN outside the field of view"),
     Variable("contour", ("particle", "y", "x"), "b", "1", "outline of the particle"),
     Variable("edge_jump", ("particle",), "f", "1", "share of the particle's contrast that the absorption edge gives",
              "about 0 where it holds nothing of the element; NaN where the energies do not say"),
-    Variable("edge_jump_sigma", ("particle",), "f", "1", "standard error of edge_jump"),
-    Variable("edge_energy", _MAP, "f", "eV", "edge energy", "NaN outside the contour or where the fit fails"),
-    Variable("edge_energy_sigma", _MAP, "f", "eV", "standard error of the edge energy"),
-    Variable("edge_step", _MAP, "f", "1", "height of the absorption edge"),
-    Variable("whiteline_energy", _MAP, "f", "eV", "energy of the white line"),
+    Variable("edge_jump_sigma", ("particle",), "f", "1", "standard error of edge_jump",
+             "NaN where edge_jump is"),
+    Variable("edge_energy", _MAP, "f", "eV", "edge energy", _UNFITTED),
+    Variable("edge_energy_sigma", _MAP, "f", "eV", "standard error of the edge energy", _UNFITTED),
+    Variable("edge_step", _MAP, "f", "1", "height of the absorption edge", "NaN outside the contour"),
+    Variable("whiteline_energy", _MAP, "f", "eV", "energy of the white line", _UNFITTED),
     Variable("fit_status", _MAP, "iu", "1", "why a pixel has, or has not, an edge energy"),
     Variable("frame_status", ("frame",), "iu", "1", "why a frame was, or was not, used"),
 )
+
+
+def frames_name(raw: "xr.Dataset") -> str:
+    """Name of the variable of a raw dataset that holds the frames.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    for name in ("counts", "optical_density"):
+        if name in raw:
+            return name
+    here = ", ".join(sorted(map(str, raw.variables))) or "nothing"
+    msg = f"counts is missing; need counts (or optical_density) with dims ('frame', 'y', 'x'), got only: {here}."
+    raise ValueError(msg)
 
 
 def validate(ds: "xr.Dataset", group: dict[str, Variable], *names: str) -> None:

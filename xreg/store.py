@@ -305,16 +305,20 @@ def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool =
     ------
     ValueError
         If there is no such store, or it is no raw store: without frames, energies or scans, with other dims or dtypes
-        than the schema's, with lengths that differ, or shapes beyond all limits. `normalize_frames` checks the rest.
+        than the schema's, with lengths that differ, numbers that are packed, or shapes beyond all limits.
+        `normalize_frames` checks the rest.
     """
     group = _open_group(path)
     _check_declared(group, path)
     refuse_unfinished(group.attrs, path)
     try:
-        ds = xr.open_zarr(open_reader(str(path)), chunks=None, consolidated=False, mask_and_scale=False)
+        ds = xr.open_zarr(open_reader(str(path)), chunks=None, consolidated=False, mask_and_scale=False,
+                          decode_times=False)
+        ds = _with_times(ds)
     except (ValueError, KeyError) as error:
         msg = f"{path} is not a readable raw store: {error}"
         raise ValueError(msg) from error
+    _refuse_packed(ds, path)
     small = [n for n in ds.variables if n not in PICTURES]
     for name in small:
         # xarray reads them without looking first.
@@ -324,8 +328,8 @@ def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool =
     ds = ds.assign({n: ds[n].load() for n in small if n in ds.data_vars})
     ds = ds.set_coords([n for n in ("energy", "scan", "time") if n in ds])
     ds = ds.assign_coords({n: ds[n].load() for n in small if n in ds.coords})
-    pictures = "counts" if "counts" in ds else "optical_density"
     try:
+        pictures = schema.frames_name(ds)
         schema.validate(ds, schema.RAW, pictures, "energy", "scan", *(n for n in schema.RAW if n in ds.variables))
     except ValueError as error:
         msg = f"{path}: {error}"
@@ -343,6 +347,32 @@ def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool =
             ds[name] = ds[name].copy(data=Stored.of(path, name, ds[name], forgiving).lazy(grid))
     ds.attrs["source"] = str(path)
     return ds
+
+
+def is_time(attrs: Mapping[str, Any]) -> bool:
+    """Whether numbers count from a date."""
+    return " since " in str(attrs.get("units", ""))
+
+
+def _with_times(ds: xr.Dataset) -> xr.Dataset:
+    """Decode times; a variable of the user's own may have units that nobody understands, and stays as it is."""
+    for name in [n for n in ds.variables if is_time(ds[n].attrs)]:
+        try:
+            ds = ds.assign({name: xr.decode_cf(ds[[name]], mask_and_scale=False)[name].variable})
+        except ValueError:
+            if name in schema.RAW:
+                raise
+    return ds
+
+
+def _refuse_packed(ds: xr.Dataset, path: str | Path) -> None:
+    """Raise ValueError where numbers of the schema are stored as others; xreg takes them as they are."""
+    for name in set(schema.RAW) & set(ds.variables):
+        packed = {k: ds[name].attrs[k] for k in ("scale_factor", "add_offset") if k in ds[name].attrs}
+        if packed:
+            how = ", ".join(f"{k} {v}" for k, v in packed.items())
+            msg = f"{path}: {name} is packed ({how}); need plain numbers: write it without scale_factor and add_offset."
+            raise ValueError(msg)
 
 
 @dataclass(frozen=True)

@@ -229,13 +229,13 @@ def fit(job: Job, task: tuple[int, int]) -> Iterator[Piece]:
     from xreg.xanes import fit_block
 
     particle, scan = task
-    of_frame = store.read_block(job.out, "scan", ...)
-    frames = np.flatnonzero(of_frame == np.unique(of_frame)[scan])
+    of_frame, energy = (store.read_block(job.out, name, ...) for name in ("scan", "energy"))
+    known = ~np.isnan(energy)
+    frames = np.flatnonzero(known & (of_frame == np.unique(of_frame[known])[scan]))
     stack = np.concatenate([store.read_block(job.out, "aligned", (particle, slice(a, b)))
                             for a, b in chunks.runs(frames.tolist())])
     contour = store.read_block(job.out, "contour", slice(particle, particle + 1))
-    energy = store.read_block(job.out, "energy", ...)[frames]
-    for name, values in fit_block(stack[None], energy, contour, job.fit).items():
+    for name, values in fit_block(stack[None], energy[frames], contour, job.fit).items():
         _, dtype = store.declared(job.out, name)
         yield Piece(name, (particle, scan, 0, 0), values[:, None].astype(dtype, copy=False))
 

@@ -161,6 +161,8 @@ def _connect(workers: int | None, scheduler: str | None) -> Iterator[Client]:
             msg = f"no Dask scheduler answers at {scheduler}; check the address that dask scheduler printed."
             raise ValueError(msg) from error
         with client:
+            if not client.nthreads():
+                logging.getLogger(__name__).warning("%s has no workers yet; waiting for the first.", scheduler)
             yield client
         return
     # Loopback only, on any free port: whoever reaches a scheduler can run code (None would mean port 8787, everywhere).

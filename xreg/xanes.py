@@ -30,7 +30,9 @@ from xreg.schema import RESULT, FitStatus, flag_attrs
 _SAMPLE = 500    # pixels at most from which the slow disturbances of a particle are measured
 
 
-def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **settings) -> xr.Dataset:
+def fit_edges(
+    aligned: xr.DataArray, contour: xr.DataArray | None = None, *, incomplete: bool = False, **settings
+) -> xr.Dataset:
     """Map the edge energy of every particle in every scan.
 
     Parameters
@@ -41,6 +43,9 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
         order, scans may differ in their energies, and an energy taken twice is averaged.
     contour : DataArray, dims (particle, y, x), bool, optional
         Where each particle is; elsewhere nothing is fitted. By default every pixel is.
+    incomplete : bool
+        Whether energies that lie on one side of `e0` are what is wanted, as of some frames of a scan. They give NaN and
+        the status `out_of_range` instead of an error.
     **settings
         Fields of `EdgeSettings`: `definition` ("half_step" unless told otherwise), `also` (further named energies),
         `e0`, `pre1`, `pre2`, `norm1`, `norm2`, `nnorm`, `nvict` with Larch's meaning, `slope` ("particle" or
@@ -73,7 +78,7 @@ def fit_edges(aligned: xr.DataArray, contour: xr.DataArray | None = None, **sett
     """
     settings = edge_settings(aligned, **settings)
     stack, energies, scans = by_scan(aligned)
-    attrs = _resolved(settings, energies)
+    attrs = _resolved(settings, energies, incomplete)
     names = edge.field_names(settings)
     sizes = stack.sizes
     chunks = ((1,) * sizes["particle"] or (0,), (1,) * len(scans), (len(names),), (sizes["y"],), (sizes["x"],))
@@ -173,13 +178,24 @@ def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
     return replace(chosen, e0=tabulated)
 
 
-def _resolved(settings: EdgeSettings, energies: tuple[np.ndarray, ...]) -> dict[str, object]:
+def check_energies(energy: np.ndarray, scan: np.ndarray, attrs: dict, **settings) -> None:
+    """Raise ValueError where `fit_edges` would for frames (n,) of these energies and scans, before there is a stack."""
+    stack = xr.DataArray(da.zeros((1, len(energy), 1, 1), dtype=np.float32), dims=RESULT["aligned"].dims,
+                         coords={"energy": ("frame", energy), "scan": ("frame", scan)}, attrs=attrs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit_edges(stack, **settings)
+
+
+def _resolved(
+    settings: EdgeSettings, energies: tuple[np.ndarray, ...], incomplete: bool = False
+) -> dict[str, object]:
     """Attributes that say which ranges hold; one number, or a list where scans differ."""
     if settings.e0 is None:
         return {"e0": "largest derivative of each particle's mean spectrum", "slope": settings.slope}
     grids = [np.unique(e) for e in energies]
     inside = [len(g) > 4 and g[1] <= settings.e0 <= g[-2] for g in grids]
-    if not any(inside) and any(len(g) > 4 for g in grids):
+    if not any(inside) and any(len(g) > 4 for g in grids) and not incomplete:
         low, high = min(g[0] for g in grids), max(g[-1] for g in grids)
         msg = (f"e0 is {settings.e0:g} eV but the energies run from {low:g} to {high:g} eV; need at least two energies "
                f"on either side of the edge. Check the element and edge, or the energy calibration.")
@@ -192,7 +208,7 @@ def _resolved(settings: EdgeSettings, energies: tuple[np.ndarray, ...]) -> dict[
             warn_of_changes(settings.ranges, used, grid)
     for name in ("pre1", "pre2", "norm1", "norm2", "nnorm"):
         values = [float("nan") if r is None else getattr(r, name) for r in ranges]
-        attrs[name] = values[0] if len(set(values)) == 1 else values
+        attrs[name] = values[0] if len(np.unique(values)) == 1 else values
     return attrs
 
 

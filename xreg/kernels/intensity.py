@@ -55,12 +55,32 @@ def repair(image: np.ndarray, bad: np.ndarray, fewest: int = 3) -> np.ndarray:
         return repaired
     padded = np.pad(repaired, 1, constant_values=np.nan)
     around = np.stack([padded[rows + 1 + dy, columns + 1 + dx] for dy, dx in _EIGHT])
-    around.sort(axis=0)  # NaN last
-    valid = np.isfinite(around).sum(axis=0)
-    at = np.arange(len(rows))
-    middle = (around[np.maximum(valid - 1, 0) // 2, at] + around[valid // 2 % 8, at]) / 2
-    repaired[rows, columns] = np.where(valid >= fewest, middle, np.nan)
+    enough = np.isfinite(around).sum(axis=0) >= fewest
+    repaired[rows, columns] = np.where(enough, median_of_known(around), np.nan)
     return repaired
+
+
+def median_of_known(pictures: np.ndarray) -> np.ndarray:
+    """Median over the first axis of what is not NaN; NaN where nothing is."""
+    ordered = np.sort(pictures, axis=0)  # NaN last
+    count = len(pictures) - np.isnan(pictures).sum(axis=0)
+    low, high = ((np.maximum(count - 1, 0) // 2)[None], (count // 2 % len(pictures))[None])
+    return (np.take_along_axis(ordered, low, 0)[0] + np.take_along_axis(ordered, high, 0)[0]) / 2
+
+
+def mean_of_known(pictures: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN, float32; NaN where nothing is."""
+    if pictures.dtype.kind != "f":
+        return pictures.mean(axis=0, dtype=np.float32)
+    known = ~np.isnan(pictures)
+    count = known.sum(axis=0)
+    total = np.where(known, pictures, 0).sum(axis=0, dtype=np.float32)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+def without_infinities(pictures: np.ndarray) -> np.ndarray:
+    """Pictures in which NaN alone marks what is no number."""
+    return np.where(np.isfinite(pictures), pictures, np.nan) if pictures.dtype.kind == "f" else pictures
 
 
 def local_outliers(
@@ -111,16 +131,18 @@ def average_dark(darks: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     darks : array, shape (m, ny, nx)
-        Counts without beam.
+        Counts without beam; NaN is left out.
 
     Returns
     -------
     dark : array, shape (ny, nx), float32
     """
-    mean = darks.mean(axis=0, dtype=np.float32)
+    mean = mean_of_known(darks)
+    known = np.isfinite(mean)
+    mean[~known] = np.median(mean[known]) if known.any() else 0
     if len(darks) < 2:
         return mean
-    noise = float(np.median(darks.var(axis=0, ddof=1, dtype=np.float32))) / len(darks)
+    noise = float(np.nanmedian(darks.var(axis=0, ddof=1, dtype=np.float32))) / len(darks)
     smooth = ndimage.uniform_filter(ndimage.median_filter(mean, 3), 15)
     own = mean - smooth
     spread = (1.4826 * float(np.median(np.abs(own)))) ** 2

@@ -12,7 +12,7 @@ whole frames in memory, and `lazy` hands it to dask.
 
 from xreg.kernels.references import FlatChoice
 from xreg.normalize.blocks import Reference, average_flats, level_block, normalize_block
-from xreg.normalize.check import check_raw
+from xreg.normalize.check import check_raw, given_status
 from xreg.normalize.lazy import normalize_frames
 from xreg.normalize.survey import Illumination, survey
 
@@ -22,6 +22,7 @@ __all__ = [
     "Reference",
     "average_flats",
     "check_raw",
+    "given_status",
     "level_block",
     "normalize_block",
     "normalize_frames",

@@ -10,8 +10,8 @@ from xreg.schema import FrameStatus
 
 #: A frame that transmits less than this share of what frames typically do is blank.
 BLANK = 0.1
-#: A frame with more than this share of empty rows, or of pixels without a number, is corrupt.
-CORRUPT_ROWS, CORRUPT_PIXELS = 0.1, 0.5
+#: A frame with more than this share of empty rows, of pixels without a number, or of saturated ones, is corrupt.
+CORRUPT_ROWS, CORRUPT_PIXELS, SATURATED = 0.1, 0.5, 0.1
 
 
 def normalize_block(
@@ -89,9 +89,10 @@ def average_flats(
 ) -> Reference | None:
     """Open-beam reference of one recipe: weighted mean of dark-corrected rates, with its noise kept down.
 
-    Flats without counts (less than a tenth of the typical) are left out. The mean is then compared with the
-    mean of all surveyed flats: broad differences are kept, fine ones only as far as they exceed the noise of
-    so few exposures (a Wiener estimate), so that few flats per energy do not double the noise of every frame.
+    Flats without counts (less than a tenth of the typical), and saturated ones, are left out. The mean is then
+    compared with the mean of all surveyed flats: broad differences are kept, fine ones only as far as they
+    exceed the noise of so few exposures (a Wiener estimate), so that few flats per energy do not double the
+    noise of every frame.
 
     Parameters
     ----------
@@ -107,7 +108,8 @@ def average_flats(
     typical = _level_of(illumination.flat, illumination, dark=False)
     total, counted, weight, squares = np.zeros(illumination.flat.shape, dtype=np.float32), 0.0, 0.0, 0.0
     for flat, share, seconds in zip(flats, weights, exposure, strict=True):
-        if _level_of(flat, illumination) / seconds > NO_BEAM * typical:
+        sound = _saturated(flat)[illumination.lit].mean() <= SATURATED
+        if sound and _level_of(flat, illumination) / seconds > NO_BEAM * typical:
             total += flat * np.float32(share / seconds)
             counted += float(share / seconds)
             weight += float(share)
@@ -141,6 +143,7 @@ def normalize_frame(
     rate = counts - illumination.dark
     rate /= np.float32(seconds)
     density = intensity.optical_density(rate, reference.log)
+    density[_saturated(counts)] = np.nan
     density -= background.moved_grain(reference.log, background.grain_shift(density, reference.log))
     # A pixel without a count has no logarithm; left out it would be a hole, so it is filled as a dead one is.
     return level_frame(intensity.repair(density, illumination.bad | (lit & np.isnan(density))), illumination, status)
@@ -159,7 +162,13 @@ def _judge(counts: np.ndarray, reference: Reference | None, illumination: Illumi
     # Rows of nothing but zeros, or one value throughout the frame, were never read out.
     top = np.fmax.reduce(counts, axis=1)
     empty = np.mean(~(top[lit.any(axis=1)] > 0)) > CORRUPT_ROWS
-    return FrameStatus.CORRUPT if empty or np.fmax.reduce(top) == np.fmin.reduce(counts, axis=None) else FrameStatus.OK
+    alike = np.fmax.reduce(top) == np.fmin.reduce(counts, axis=None)
+    return FrameStatus.CORRUPT if empty or alike or _saturated(counts)[lit].mean() > SATURATED else FrameStatus.OK
+
+
+def _saturated(counts: np.ndarray) -> np.ndarray:
+    """Pixels at the largest number that their integers can hold: they saw at least that."""
+    return counts == np.iinfo(counts.dtype).max if counts.dtype.kind in "ui" else np.zeros(counts.shape, bool)
 
 
 def level_frame(density: np.ndarray, illumination: Illumination, status: int):

@@ -1,10 +1,15 @@
 """Whether a raw dataset can be normalised; nothing but its small variables is looked at."""
 
+from numbers import Real
+
 import numpy as np
 import xarray as xr
 
 from xreg.kernels.geometry import MAGNIFICATIONS
-from xreg.schema import RAW, FrameStatus, validate
+from xreg.schema import RAW, FrameStatus, frames_name, validate
+
+#: Sides (px) that a frame must have at the least.
+FEWEST_PIXELS = 16
 
 
 def check_raw(raw: xr.Dataset) -> None:
@@ -21,22 +26,29 @@ def check_raw(raw: xr.Dataset) -> None:
         If frames, energies, scans or references are missing, empty, of other dims or dtypes than the
         schema's; if energies are in keV, not positive, or missing for a frame that is not marked as bad; if
         exposures are not positive; if the references' energies are missing although there are several; if the
-        magnification is unknown.
+        magnification, a pixel size or a frame's status is none.
     """
     name = frames_name(raw)
     validate(raw, RAW, name, "energy", "scan")
     if 0 in raw[name].shape:
         msg = f"{name} is empty, its shape is {raw[name].shape}; need at least one frame."
         raise ValueError(msg)
-    good = given_status(raw) == FrameStatus.OK
+    if min(raw[name].shape[1:]) < FEWEST_PIXELS:
+        ny, nx = raw[name].shape[1:]
+        msg = f"{name} has frames of {ny} x {nx} px; need at least {FEWEST_PIXELS} x {FEWEST_PIXELS}."
+        raise ValueError(msg)
+    status = given_status(raw)
+    unknown = sorted(set(np.unique(status).tolist()) - set(FrameStatus))
+    if unknown:
+        named = ", ".join(f"{s.value} ({s.name.lower()})" for s in FrameStatus)
+        msg = f"frame_status holds {unknown[0]}; need one of {named}."
+        raise ValueError(msg)
+    good = status == FrameStatus.OK
     _check_energy("energy", raw["energy"].values[good])
     if raw["scan"].values.min() < 0:
         msg = f"scan holds {raw['scan'].values.min()}; need scans numbered from 0."
         raise ValueError(msg)
-    magnification = raw.attrs.get("magnification", "constant")
-    if magnification not in MAGNIFICATIONS:
-        msg = f"the attribute magnification is {magnification!r}; need one of {', '.join(MAGNIFICATIONS)}."
-        raise ValueError(msg)
+    _check_attributes(raw.attrs)
     for exposure, chosen in (("exposure", good), ("flat_exposure", slice(None))):
         if exposure in raw:
             validate(raw, RAW, exposure)
@@ -47,19 +59,26 @@ def check_raw(raw: xr.Dataset) -> None:
         _check_flats(raw)
 
 
-def frames_name(raw: xr.Dataset) -> str:
-    """Name of the variable that holds the frames."""
-    for name in ("counts", "optical_density"):
-        if name in raw:
-            return name
-    here = ", ".join(sorted(map(str, raw.variables))) or "nothing"
-    msg = f"counts is missing; need counts (or optical_density) with dims ('frame', 'y', 'x'), got only: {here}."
-    raise ValueError(msg)
-
-
 def given_status(raw: xr.Dataset) -> np.ndarray:
     """Status of the frames as the reader gave it; ok where it gave none."""
     return raw["frame_status"].values.astype(int) if "frame_status" in raw else np.zeros(raw.sizes["frame"], int)
+
+
+def _check_attributes(attrs: dict) -> None:
+    """Check the attributes that numbers are made of."""
+    magnification = attrs.get("magnification", "constant")
+    if not isinstance(magnification, str) or magnification not in MAGNIFICATIONS:
+        msg = f"the attribute magnification is {magnification!r}; need one of {', '.join(MAGNIFICATIONS)}."
+        raise ValueError(msg)
+    for name, unit in (("pixel_size_nm", "nm"), ("pixel_size_energy_ev", "eV")):
+        value = attrs.get(name, 1000.0)
+        if not isinstance(value, Real) or isinstance(value, bool) or not np.isfinite(value) or value <= 0:
+            msg = f"the attribute {name} is {value!r}; need a positive number in {unit}, or leave it out."
+            raise ValueError(msg)
+    if attrs.get("pixel_size_energy_ev", 1000.0) < 100:
+        msg = (f"the attribute pixel_size_energy_ev is {attrs['pixel_size_energy_ev']:g}, which looks like keV; need "
+               "eV: multiply by 1000.")
+        raise ValueError(msg)
 
 
 def _check_energy(name: str, energy: np.ndarray) -> None:

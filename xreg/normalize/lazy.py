@@ -5,9 +5,9 @@ import xarray as xr
 
 from xreg.kernels.references import FlatChoice
 from xreg.normalize.blocks import average_flats, level_frame, normalize_frame, stacked
-from xreg.normalize.check import check_raw, frames_name, given_status
+from xreg.normalize.check import check_raw, given_status
 from xreg.normalize.survey import Illumination, choose_references, look_at, sampled
-from xreg.schema import NORMALIZED, FrameStatus, describe, flag_attrs
+from xreg.schema import NORMALIZED, FrameStatus, describe, flag_attrs, frames_name
 
 _OUTPUTS = {"optical_density": np.float32, "noise": np.float64, "background": np.float64, "frame_status": np.uint8}
 

@@ -7,8 +7,8 @@ import xarray as xr
 
 from xreg.kernels import background, intensity
 from xreg.kernels.references import FlatChoice, choose_flats
-from xreg.normalize.check import check_raw, frames_name, given_status
-from xreg.schema import FrameStatus
+from xreg.normalize.check import check_raw, given_status
+from xreg.schema import FrameStatus, frames_name
 
 #: Flats and frames that a survey reads at the most.
 SURVEYED = 24
@@ -90,27 +90,29 @@ def look_at(
 ) -> Illumination:
     """What a few flats, darks and frames (each (n, ny, nx)) tell about all of them."""
     shape = frames.shape[1:]
+    frames, flats, darks = (p if p is None else intensity.without_infinities(p) for p in (frames, flats, darks))
     dark = intensity.average_dark(darks) if darks is not None and len(darks) else np.zeros(shape, dtype=np.float32)
     if flats is None:
         return _look_at_densities(frames, dark, field)
     flat_seconds = np.ones(len(flats)) if flat_seconds is None else flat_seconds
     seconds = np.ones(len(frames)) if seconds is None else seconds
     rates = (flats - dark) / flat_seconds[:, None, None].astype(np.float32)
-    level = np.array([np.nanmean(rate) for rate in rates])
+    level = np.array([_mean(rate, np.True_) for rate in rates])
     rates = rates[level > NO_BEAM * np.median(level)]
     if not len(rates) or not level.max() > 0:
         msg = "flats hold no counts above the dark; need open-beam exposures."
         raise ValueError(msg)
-    flat = rates.mean(axis=0)
+    flat = intensity.mean_of_known(rates)
     lit = intensity.lit_field(flat) if field is None else _box(field, shape)
     through = np.array([_mean((f - dark) / np.float32(t), lit) for f, t in zip(frames, seconds, strict=True)])
     used = through > 0.005 * _mean(flat, lit)
     # A pixel that merely responds a little more or less is corrected by the division.
     bad = intensity.local_outliers(flat, least=0.25) | (flat <= 0)
     if darks is not None and len(darks):
-        bad |= intensity.local_outliers(darks.mean(axis=0, dtype=np.float32))
+        bad |= intensity.local_outliers(intensity.mean_of_known(darks))
     if used.sum() >= 3:
-        ratio = np.median([(f - dark) / m for f, m in zip(frames[used], through[used], strict=True)], axis=0)
+        ratio = intensity.median_of_known(
+            np.array([(f - dark) / m for f, m in zip(frames[used], through[used], strict=True)]))
         with np.errstate(divide="ignore", invalid="ignore"):
             bad |= lit & intensity.local_outliers(ratio / flat, flat, least=0.25)
     flat = np.nan_to_num(intensity.repair(flat, bad), nan=float(np.nanmedian(flat)))

@@ -33,6 +33,7 @@ FRAME = "ImageData1/Image1"
 UINT16 = np.dtype("<u2")
 NEVER = np.datetime64("NaT", "ns")
 DTYPES = {3: np.dtype("u1"), 5: UINT16, 10: np.dtype("<f4")}
+_UNTIMED = "some files do not say how long they were exposed; frames and references are taken as equally long"
 #: A declared frame with more pixels than this is taken for a damaged header.
 MOST_PIXELS = 2**27
 #: Pixel size of the 6-2C microscope at 9 keV and binning 1, nm: 35.54 nm at binning 2, and proportional to
@@ -159,7 +160,7 @@ def open_ssrl_xrm(path: Path) -> Source | None:
         read_counts=partial(_read, series.frames, series.shape, series.dtype),
         read_flat=partial(_read, tuple(e for e in series.references if not e.fault), series.shape, series.dtype),
         corrupt_files=series.corrupt_files,
-        notices=series.notices,
+        notices=(*series.notices, *([] if _timed(series) else [_UNTIMED])),
     )
 
 
@@ -194,8 +195,15 @@ def _table(series: Series) -> xr.Dataset:
     for name in ("time", "flat_time"):
         if np.isnat(variables[name][1]).all():
             del variables[name]
+    if not _timed(series):
+        del variables["exposure"], variables["flat_exposure"]
     coords = {name: variables.pop(name) for name in ("energy", "scan", "time") if name in variables}
     return xr.Dataset(variables, coords, _attributes(series, energy))
+
+
+def _timed(series: Series) -> bool:
+    """Whether every file that can be read says for how long it was exposed."""
+    return all(e.exposure > 0 for e in (*series.frames, *series.references) if not e.fault)
 
 
 def _attributes(series: Series, energy: np.ndarray) -> dict[str, object]:
