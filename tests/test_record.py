@@ -31,6 +31,17 @@ def test_a_simulated_store_holds_the_phantoms_pictures(simulated):
     assert not list(simulated.glob("*.partial"))
 
 
+def test_of_two_commands_into_one_name_the_second_is_refused(tmp_path):
+    left = tmp_path / "raw.zarr.partial/counts/c"
+    left.mkdir(parents=True)
+    with record._held(str(tmp_path / "raw.zarr.partial")):
+        with pytest.raises(ValueError, match=r"another command is writing .*raw.zarr.partial; wait for it or stop it"):
+            record.simulate(CONFIG, tmp_path / "raw.zarr")
+        assert left.exists()
+    record.simulate(CONFIG, tmp_path / "raw.zarr")
+    assert [p.name for p in tmp_path.iterdir()] == ["raw.zarr"]
+
+
 def test_what_an_interrupted_run_left_is_not_cleared_away(tmp_path):
     plan = tmp_path / "raw.zarr.partial/run/plan.json"
     plan.parent.mkdir(parents=True)

@@ -22,7 +22,7 @@ FOLDER = "run"
 #: for `EXPIRED` seconds belongs to a run that is dead.
 RENEWED, EXPIRED = 5.0, 30.0
 #: What file systems without locks answer (Lustre that is mounted without them, some NFS); a lease serves there, too.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def _nothing() -> None:
@@ -148,7 +148,7 @@ class Journal:
             except BlockingIOError as error:
                 raise self._refuse() from error
             except OSError as error:
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in NO_LOCKS:
                     raise
                 check = stack.enter_context(self._lease())
             yield check

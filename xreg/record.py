@@ -4,10 +4,13 @@ The work goes on under ``<raw>.partial`` and gets its final name at the end, so 
 Behind a URL it goes on in its place, which is marked as unfinished until the end.
 """
 
+import contextlib
+import fcntl
 import functools
+import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xreg import chunks, files, store
-from xreg.journal import FOLDER
+from xreg.journal import FOLDER, NO_LOCKS
 from xreg.schema import FrameStatus
 
 if TYPE_CHECKING:
@@ -117,22 +120,25 @@ def _stream(maker: Callable[[], Mapping[str, Callable[[int], np.ndarray]]], coor
     """Create a raw store and fill it; return what could not be read."""
     from xreg.workers import open_pool
 
-    clear(raw)
-    part = store.begin(raw, coordinates.attrs)
     n_frames, *frame = pictures["counts"]
     length = chunks.block_length(n_frames, int(np.prod(frame)),
                                  scan_length=chunks.scan_length(coordinates.scan.values.tolist()))
-    store.create_raw(part, coordinates, pictures, dtype, length)
     tasks = [(name, block) for name, shape in pictures.items() if shape[0]
              for block in chunks.frame_blocks(shape[0], length)]
-    try:
-        with open_pool(workers, scheduler) as pool:
-            faults = _fill(pool, partial(_write, part, maker), tasks, stage, progress)
-        _record_faults(part, coordinates, faults)
-    except BaseException:
+    with _held(store.growing(raw)) as part:
         clear(raw)
-        raise
-    store.finish(raw)
+        try:
+            store.begin(raw, coordinates.attrs)
+            store.create_raw(part, coordinates, pictures, dtype, length)
+            with open_pool(workers, scheduler) as pool:
+                faults = _fill(pool, partial(_write, part, maker), tasks, stage, progress)
+            _record_faults(part, coordinates, faults)
+        except BaseException:
+            clear(raw)
+            if not files.is_url(part):
+                os.rmdir(part)
+            raise
+        store.finish(raw)
     return {f"{name} {index}": reason for (name, index), reason in faults.items()}
 
 
@@ -183,6 +189,35 @@ def _record_faults(path: str, coordinates: "xr.Dataset", faults: dict[tuple[str,
         store.write_tables(path, xr.Dataset({"frame_status": ("frame", status)}, attrs=coordinates.attrs))
 
 
+@contextlib.contextmanager
+def _held(part: str) -> Iterator[str]:
+    """Keep other commands of this kind away from where a store grows; behind a URL nothing does.
+
+    Raises
+    ------
+    ValueError
+        If another command is making a store there.
+    """
+    if files.is_url(part):
+        yield part
+        return
+    os.makedirs(part, exist_ok=True)
+    folder = os.open(part, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        msg = f"another command is writing {part}; wait for it or stop it."
+        raise ValueError(msg) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        yield part
+    finally:
+        os.close(folder)
+
+
 def clear(place: str | Path) -> None:
     """Remove what an interrupted command has left where a store is to grow; what is whole is never touched."""
     part = store.growing(place)
@@ -190,7 +225,8 @@ def clear(place: str | Path) -> None:
         msg = f"{part} was left by xreg run; go on with that, delete it, or choose another name."
         raise ValueError(msg)
     if not files.is_url(place):
-        shutil.rmtree(part, ignore_errors=True)
+        for left in Path(part).glob("*"):
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     elif store.is_group(place) and not store.exists(place):
         files.remove_tree(part)
 
