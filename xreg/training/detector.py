@@ -26,7 +26,7 @@ from xreg.models.cyclegan import Discriminator, Generator, GeneratorConfig
 from xreg.models.infer import bin_frame, choose_device, compress
 from xreg.models.weights import Weights, read, save
 from xreg.training.data import FRAME_SIDE, detection_pair
-from xreg.training.run import TrainingRun, average_weights, go_on_from, simulate
+from xreg.training.run import TrainingRun, augment, average_weights, go_on_from, simulate
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def train_detector(
     for step in track(range(first, config.steps), "training the detector", total=config.steps - first):
         # A batch of frames, their clean pictures where known, and unrelated clean pictures as domain B.
         a, truth, known = _batch(frames, pictures, own, config, device)
-        b = _augment(pictures[_draw(len(pictures), config.batch, device)].float()[:, None])[0]
+        b = augment(pictures[_draw(len(pictures), config.batch, device)].float()[:, None])[0]
 
         with run.autocast():
             fake_b = clean(a.contiguous(memory_format=torch.channels_last))
@@ -193,7 +193,7 @@ def _batch(frames, pictures, own, config, device):
     gain = torch.exp(torch.empty(config.batch, 1, 1, 1).uniform_(-0.5, 0.5)).to(device)
     noise = torch.empty(config.batch, 1, 1, 1).uniform_(0, 1).pow(4).mul(0.3).to(device)
     a = a * gain + noise * torch.randn(a.shape, device=device)
-    a, truth = _augment(compress(bin_frame(a)), truth)
+    a, truth = augment(compress(bin_frame(a)), truth)
     return a, truth, known
 
 
@@ -204,13 +204,6 @@ def _crop(frame: torch.Tensor) -> torch.Tensor:
             frame = torch.cat([frame, frame.flip(axis)], dim=axis)
     y, x = (int(torch.randint(n - FRAME_SIDE + 1, ())) for n in frame.shape)
     return frame[y:y + FRAME_SIDE, x:x + FRAME_SIDE]
-
-
-def _augment(*pictures: torch.Tensor) -> list[torch.Tensor]:
-    """Turn and mirror a batch, all pictures alike."""
-    turns, flip = int(torch.randint(4, ())), bool(torch.randint(2, ()))
-    turned = [torch.rot90(p, turns, (2, 3)) for p in pictures]
-    return [p.flip(3) if flip else p for p in turned]
 
 
 def _fooled(verdict: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
 from xreg.models.infer import choose_device, particle_map
 from xreg.models.weights import Weights, read, save, shipped
 from xreg.training.data import refinement_samples
-from xreg.training.run import TrainingRun, average_weights, go_on_from, simulate
+from xreg.training.run import TrainingRun, augment, average_weights, go_on_from, simulate
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def train_refiner(
         order = torch.randperm(len(pictures))
         for step in range(steps):
             chosen = order[step * config.batch:(step + 1) * config.batch].to(device)
-            x, target = _augment(pictures[chosen].float(), contours[chosen].float()[:, None])
+            x, target = augment(pictures[chosen].float(), contours[chosen].float()[:, None])
             with run.autocast():
                 logit = network(x.contiguous(memory_format=torch.channels_last))
             loss = contour_loss(logit.float(), target, config)
@@ -177,10 +177,3 @@ def _samples(config: RefinerConfig, detector: Weights, device: str) -> list[torc
         msg = f"the detector found no region in {config.frames} simulated frames; give more frames or another detector."
         raise ValueError(msg)
     return [torch.from_numpy(np.concatenate(arrays)).to(device) for arrays in zip(*parts, strict=True)]
-
-
-def _augment(*pictures: torch.Tensor) -> list[torch.Tensor]:
-    """Turn and mirror a batch, all pictures alike."""
-    turns, flip = int(torch.randint(4, ())), bool(torch.randint(2, ()))
-    turned = [torch.rot90(p, turns, (2, 3)) for p in pictures]
-    return [p.flip(3) if flip else p for p in turned]

@@ -132,3 +132,10 @@ def simulate(function: Callable, seeds: Iterable[int], workers: int, what: str) 
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(track(pool.map(function, seeds, chunksize=4), what, total=len(seeds)))
+
+
+def augment(*pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Turn and mirror a batch, all pictures alike."""
+    turns, flip = int(torch.randint(4, ())), bool(torch.randint(2, ()))
+    turned = [torch.rot90(p, turns, (2, 3)) for p in pictures]
+    return [p.flip(3) if flip else p for p in turned]
