@@ -155,7 +155,7 @@ def test_check_names_a_bad_frame_once(demo, tmp_path):
     assert "problems: 3" in err
     assert err.count("f5.xrm") == 1
     assert "file ref_1.xrm: truncated" in err
-    assert "edges cannot be fitted: e0 is 7112 eV" in err
+    assert "edge energies cannot be fitted: e0 is 7112 eV" in err
 
 
 def test_check_says_what_is_wrong(demo, tmp_path):

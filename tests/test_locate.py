@@ -43,6 +43,17 @@ def made_tracks(position, energy, area=1000.0):
                       attrs={"frame_shape": [240, 250], "element": "Ni", "edge": "K"})
 
 
+def made_candidates(position, energy, start=None):
+    """Discs of the tracks' area, and where they are expected."""
+    start = position if start is None else start
+    moved = np.isfinite(position).all(-1) & (start != position).any(-1)
+    y, x = np.mgrid[-20:21, -20:21]
+    outline = np.broadcast_to(np.hypot(y, x) < 17.84, (len(position), 41, 41))
+    return made_tracks(position, energy).assign(
+        start=(("particle", "frame", "axis"), start), doubtful=(("particle", "frame"), moved),
+        contour=(("particle", "y", "x"), outline))
+
+
 def every(scene, position):
     """Locate all frames from given centres of mass: what is found."""
     frames, _, _, phantom = scene
@@ -109,7 +120,7 @@ def test_without_layers_the_centres_of_mass_stay(scene):
     start, guessed = rough[:, :1].copy(), np.zeros((4, 1), bool)
     rows = locate_block(frames[:1], start, guessed, np.zeros((1, 2)), np.ones(1), nothing)
     assert np.isnan(rows).all()
-    tracks = made_tracks(start, np.array([8250.0])).assign(start=(("particle", "frame", "axis"), start))
+    tracks = made_candidates(start, np.array([8250.0]))
     np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, start)
 
 
@@ -117,21 +128,43 @@ def test_a_doubtful_place_that_no_fit_confirms_is_as_uncertain_as_the_guesses_di
     centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
     start = centre.copy()
     start[1, :2] += [3.0, -2.0]
-    tracks = made_tracks(centre, np.full(4, 8400.0)).assign(start=(("particle", "frame", "axis"), start))
+    tracks = made_candidates(centre, np.full(4, 8400.0), start)
     rows = np.full((3, 4, 6), 0.1)
     rows[..., 4] = 1.0
     rows[:2, :, :2] = centre + 0.5
     rows[1, 0, :4] = rows[0, 0, :4] = np.nan
     found = confirm_particles(tracks, rows)
     np.testing.assert_array_equal(found["position"].values[:, 0], start[:, 0])
-    np.testing.assert_array_equal(found["position_sigma"].values[:, 0], [[np.nan, np.nan], [3.0, 2.0]])
+    np.testing.assert_allclose(found["position_sigma"].values[:, 0], [[np.nan, np.nan], [3.0, 2.0]], atol=0.02)
     np.testing.assert_array_equal(found["position"].values[:, 1:], centre[:, 1:] + 0.5)
     assert (found["position_sigma"].values[:, 1:] == 0.1).all()
+    # A region that lacks half of the particle's area may be off by half its radius.
+    tracks["area"].values[1, 0] /= 2
+    sigma = confirm_particles(tracks, rows)["position_sigma"].values[1, 0]
+    np.testing.assert_allclose(sigma, np.hypot([3.0, 2.0], 17.84 / 2), rtol=0.02)
+
+
+def test_what_no_particle_can_be_is_no_fit_of_a_doubtful_sighting():
+    centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4, [[120.0, 240.0]] * 4])
+    start = centre.copy()
+    start[1, 0] += [3.0, -2.0]
+    start[2, 1:] += [0.0, 4.0]                   # the frame, 250 px wide, cuts it
+    tracks = made_candidates(centre, np.full(4, 8400.0), start)
+    tracks["cut"].values[2, 1:] = True
+    rows = np.full((4, 4, 6), 0.1)
+    rows[..., 4], rows[:3, :, :2] = 1.0, start
+    rows[1, 0, 4] = 1.9                          # of a contrast that it never has
+    rows[2, 2, 1] = 236.0                        # farther inward than what is seen of it
+    rows[1, 0, :2] = [90.0, 80.0]
+    found = confirm_particles(tracks, rows)
+    np.testing.assert_array_equal(found["position"].values, start)
+    refused = found["position_sigma"].values[..., 1] != 0.1
+    assert np.argwhere(refused).tolist() == [[1, 0], [2, 2]]
 
 
 def test_what_is_detected_in_every_frame_stays_though_its_picture_fits_badly():
     centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
-    tracks = made_tracks(centre, np.full(4, 8400.0)).assign(start=(("particle", "frame", "axis"), centre))
+    tracks = made_candidates(centre, np.full(4, 8400.0))
     rows = np.full((3, 4, 6), 0.02)
     rows[:2, :, :2], rows[..., 4] = centre, 1.0
     rows[1, :, :4], rows[1, :, 4] = np.nan, -0.4
@@ -141,8 +174,8 @@ def test_what_is_detected_in_every_frame_stays_though_its_picture_fits_badly():
 def test_the_edge_jump_is_that_of_the_outlines_where_both_sides_of_the_edge_have_them():
     centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
     centre[1, :2] = np.nan
-    tracks = made_tracks(centre, np.array([8250.0, 8300.0, 8400.0, 8500.0]))
-    tracks = tracks.assign(start=tracks["position"], significance=tracks["contrast"] * 100)
+    tracks = made_candidates(centre, np.array([8250.0, 8300.0, 8400.0, 8500.0]))
+    tracks = tracks.assign(significance=tracks["contrast"] * 100)
     rows = np.full((3, 4, 6), 0.01)
     rows[:2, :, 4] = [0.5, 0.5, 1.0, 1.0]
     found = confirm_particles(tracks, rows)
@@ -150,10 +183,10 @@ def test_the_edge_jump_is_that_of_the_outlines_where_both_sides_of_the_edge_have
 
 
 def test_no_particles_no_positions():
-    tracks = made_tracks(np.empty((0, 3, 2)), np.array([8250.0, 8400.0, 8500.0]))
+    tracks = made_candidates(np.empty((0, 3, 2)), np.array([8250.0, 8400.0, 8500.0]))
     expected = expect_positions(tracks)
     assert expected["start"].shape == (0, 3, 2)
-    assert confirm_particles(tracks.merge(expected), np.full((1, 3, 6), np.nan)).sizes["particle"] == 0
+    assert confirm_particles(tracks.assign(expected), np.full((1, 3, 6), np.nan)).sizes["particle"] == 0
 
 
 def test_where_a_particle_is_expected():

@@ -24,7 +24,7 @@ _PUBLIC = {
     "align_stacks": "align",
     "fit_edges": "xanes",
     "normalize_stack": "xanes",
-    "fit_references": "xanes",
+    "fit_references": "chemistry",
     "oxidation_state": "chemistry",
     "summarize_particles": "chemistry",
     "decompose_spectra": "explore",

@@ -134,7 +134,7 @@ def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
     centres, doubtful = _centres(rois, track, scale, shape)
     used = _chosen_sightings(track, doubtful, particles)
     sums, count = (np.zeros((particles, side, side), np.int64) for _ in range(2))
-    stops = np.cumsum(rois["roi_contour"].chunksizes.get("frame", (len(track),)))
+    stops = np.cumsum(rois["roi_contour"].variable.chunksizes.get("frame", (len(track),)))
     for start, stop in zip([0, *stops[:-1]], stops, strict=True):
         part = slice(start, stop)
         if (used[part] >= 0).any():
@@ -163,8 +163,9 @@ def _centres(
 
     centres = rois["roi_position"].values.astype(float)
     area, contrast = (spread(rois[name].values.astype(float), np.nan) for name in ("roi_area", "roi_contrast"))
-    theirs = doubtful_sightings(area * scale**2, contrast, spread(rois["roi_cut"].values, False))
-    place, _ = whole_places(to_reference(spread(centres, np.nan), scale, shape), theirs)
+    doubt = doubtful_sightings(area * scale**2, contrast, spread(rois["roi_cut"].values, False))
+    place, _ = whole_places(to_reference(spread(centres, np.nan), scale, shape), doubt)
+    theirs = doubt > 0
     doubtful = np.zeros(track.shape, bool)
     doubtful[frame, roi] = theirs[where]
     centres[frame, roi] = np.where(theirs[where][:, None], to_raw(place, scale, shape)[where], centres[frame, roi])

@@ -15,6 +15,8 @@ from xreg.workers import cores
 _LOOKED, _TIMED = 24, 2
 #: Side (px) of a typical window on a particle, for the estimates.
 _WINDOW = 121
+#: What every run takes to start and to link, s.
+_OVERHEAD_S = 15.0
 #: Bytes that a process may take; a store for which a worker would take more is a problem.
 MEMORY_LIMIT = 2 * 2**30
 
@@ -103,7 +105,7 @@ def _looks(status: np.ndarray, noise: np.ndarray, looked: int) -> list[tuple[str
 def _table_problems(raw: xr.Dataset) -> list[str]:
     """What is wrong with, or missing from, the small variables."""
     from xreg.normalize import given_status
-    from xreg.xanes import check_energies
+    from xreg.xanes import can_be_fitted, check_energies
 
     problems = []
     lengths = np.unique(raw["scan"].values, return_counts=True)[1]
@@ -116,8 +118,14 @@ def _table_problems(raw: xr.Dataset) -> list[str]:
             problems.append(f"the attribute {name} is missing; {loss}.")
     try:
         check_energies(raw["energy"].values, raw["scan"].values, raw.attrs)
+        energy, scan = raw["energy"].values, raw["scan"].values
+        short = [str(s) for s in np.unique(scan) if not can_be_fitted(energy[scan == s], raw.attrs)]
+        if short:
+            shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+            problems.append(f"edge energies cannot be fitted in {len(short)} scans ({shown}): too few energies before, "
+                            "in or behind the edge.")
     except ValueError as error:
-        problems.append(f"edges cannot be fitted: {error}")
+        problems.append(f"edge energies cannot be fitted: {error}")
     status, names = given_status(raw), np.atleast_1d(raw.attrs.get("source_files", []))
     for i in np.flatnonzero(status):
         name = f" ({names[i]})" if i < len(names) else ""
@@ -165,10 +173,10 @@ def _seconds_per_frame(normalized: xr.Dataset, device: str) -> float:
 
 
 def _duration(seconds: float, frames: int, device: str) -> str:
-    """Estimate in words: both passes over the frames; the second costs about a third of the first."""
+    """Estimate in words: start, linking, and both passes over the frames; the second costs a third of the first."""
     if not np.isfinite(seconds):
         return "unknown, no usable frame was looked at"
     workers = cores() if device == "cpu" else 1
-    total = 1.3 * seconds * frames / workers
+    total = _OVERHEAD_S + 1.3 * seconds * frames / workers
     shown = f"{total:.0f} s" if total < 90 else f"{total / 60:.0f} min" if total < 5400 else f"{total / 3600:.1f} h"
     return f"about {shown} ({seconds:.2f} s per frame, {workers} at a time on {device})"

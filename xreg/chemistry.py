@@ -10,7 +10,7 @@ from scipy.interpolate import CubicSpline
 
 from xreg.kernels.preedge import merge_repeats, to_electronvolts
 from xreg.kernels.spectra import combine_references, combine_shifted, particle_chemistry, scale_offset
-from xreg.scans import alike, by_scan, outline_blocks
+from xreg.scans import alike, by_scan, energy_blocks, outline_blocks
 
 _SHELLS = 5
 
@@ -71,7 +71,7 @@ def fit_references(
             raise ValueError(msg)
     fields = 2 * len(splines) + 1 + (max_shift > 0)
     chunks = (*(stack.chunks[0], (1,) * len(scans)), (fields,), *stack.chunks[2:])
-    maps = da.map_blocks(_reference_task, stack.data, energies=energies, splines=splines, limits=(low, high),
+    maps = da.map_blocks(_reference_task, stack.data, energy_blocks(energies), splines=splines, limits=(low, high),
                          max_shift=max_shift, new_axis=2, chunks=chunks, dtype=np.float64, meta=np.empty((0,) * 5))
     k, grid = len(splines), ("particle", "scan", "y", "x")
     weights = ("particle", "scan", "reference", "y", "x")
@@ -230,9 +230,9 @@ def _places(stack: xr.DataArray) -> dict[str, xr.DataArray]:
     return {name: stack.coords[name] for name in ("particle", "y", "x") if name in stack.coords}
 
 
-def _reference_task(norm, *, energies, splines, limits, max_shift, block_id):
+def _reference_task(norm, energy, *, splines, limits, max_shift, block_id):
     """One block (1, frames, y, x) -> (1, 1, maps, y, x)."""
-    energy = energies[block_id[1]]
+    energy = energy.ravel()
     use = (energy >= limits[0]) & (energy <= limits[1])
     energy, spectra = energy[use], norm[0, use].reshape(use.sum(), -1).astype(np.float64)
     out = np.full((2 * len(splines) + 1 + (max_shift > 0), spectra.shape[1]), np.nan)

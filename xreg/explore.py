@@ -4,11 +4,12 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from xreg.kernels.preedge import SAME_ENERGY, merge_repeats
+from xreg.kernels.preedge import distinct_energies, merge_repeats
 from xreg.kernels.spectra import kmeans, nearest_centre
-from xreg.scans import alike, by_scan, outline_blocks
+from xreg.scans import alike, by_scan, energy_blocks, outline_blocks
 
 _SAMPLE = 200_000
+_NEAR = 0.25    # eV; an energy this close to one of the grid counts as that one measured
 _LEAST = 0.9    # share of the energies that a spectrum must have measured; the rest is interpolated
 
 
@@ -42,9 +43,7 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
         If a scan lacks more than a tenth of the fullest scan's energies, or there are fewer energies than components.
     """
     stack, energies, scans = by_scan(norm)
-    uniques = [np.unique(e) for e in energies]
-    grid = max(uniques, key=len)
-    grid = grid[np.concatenate(([True], np.diff(grid) > SAME_ENERGY))]
+    grid = max((distinct_energies(e) for e in energies), key=len)
     for scan, energy in zip(scans, energies, strict=True):
         shared = int(_measured(grid, energy).sum())
         if shared < _LEAST * len(grid):
@@ -121,16 +120,16 @@ def _rows(stack: xr.DataArray, contour: xr.DataArray | None, energies: tuple[np.
           grid: np.ndarray) -> tuple[da.Array, tuple[int, ...]]:
     """Spectra as rows (pixels, energies), one block per particle and scan, NaN outside; and the pixels' shape."""
     particles, _, ny, nx = stack.shape
-    arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
-    cubes = da.map_blocks(_row_task, *arrays, energies=energies, grid=grid, new_axis=4, dtype=np.float64,
-                          meta=np.empty((0,) * 5),
+    arrays = [] if contour is None else [outline_blocks(contour, stack)]
+    cubes = da.map_blocks(_row_task, stack.data, energy_blocks(energies), *arrays, grid=grid, new_axis=4,
+                          dtype=np.float64, meta=np.empty((0,) * 5),
                           chunks=(stack.chunks[0], (1,) * len(energies), (ny,), (nx,), (len(grid),)))
     return cubes.reshape((-1, len(grid))), (particles, len(energies), ny, nx)
 
 
-def _row_task(values, contour=None, *, energies, grid, block_id):
+def _row_task(values, energy, contour=None, *, grid):
     """One block (1, frames, y, x) -> (1, 1, y, x, energies)."""
-    energy = energies[block_id[1]]
+    energy = energy.ravel()
     order = np.argsort(energy, kind="stable")
     spectra = np.asarray(values[0], dtype=np.float64).reshape(len(energy), -1)[order]
     energy, spectra = merge_repeats(energy[order], spectra)
@@ -151,7 +150,7 @@ def _measured(grid: np.ndarray, energy: np.ndarray) -> np.ndarray:
     """Which energies of the ascending `grid` (n,) are among `energy`."""
     energy = np.sort(energy)
     right = np.clip(np.searchsorted(energy, grid), 0, len(energy) - 1)
-    return np.minimum(np.abs(energy[right] - grid), np.abs(energy[right - 1] - grid)) <= SAME_ENERGY
+    return np.minimum(np.abs(energy[right] - grid), np.abs(energy[right - 1] - grid)) <= _NEAR
 
 
 def _label_task(score, *, centres):

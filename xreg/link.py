@@ -212,7 +212,7 @@ def _grow(rois: xr.Dataset, settings: LinkSettings, split_every: int, blocks: li
 def _blocks(rois: xr.Dataset, frames_per_block: int | None) -> list[slice]:
     """Consecutive blocks of frames: as asked for, else as chunked, else of 32."""
     frames = rois.sizes["frame"]
-    chunks = rois["roi_position"].chunksizes.get("frame")
+    chunks = rois["roi_position"].variable.chunksizes.get("frame")
     if frames_per_block is not None or not chunks:
         step = frames_per_block or _BLOCK
         return [slice(a, min(a + step, frames)) for a in range(0, max(frames, 1), step)]

@@ -25,6 +25,10 @@ _STRONG = 0.6
 #: A particle that was not detected is accepted at this many standard errors of its contrast, and if its contrast is
 #: between these shares of what it should be. It is denied if the contrast is below the lower one and surely too low.
 _SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 3.0
+#: The same shares for fits of a doubtful sighting, which may be of something else.
+_DOUBTFUL_SHARES = (0.6, 1.6)
+#: A centre may lie this far (px) inward of the centre of what the field of view leaves to see, by noise.
+_INWARD = 1.0
 #: Of two outlines that share this part of the smaller one, and are detected together in less than this part of the
 #: frames that show the rarer one, one is a piece of the other.
 _SAME_PLACE, _TOGETHER = 0.6, 0.2
@@ -124,8 +128,9 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     """
     shape, scale = tuple(tracks.attrs["frame_shape"]), _scale(tracks["energy"].values, tracks.attrs)
     position, contrast = tracks["position"].values, tracks["contrast"].values
-    doubtful = doubtful_sightings(tracks["area"].values * scale**2, contrast, tracks["cut"].values)
-    place, shared = whole_places(to_reference(position, scale, shape), doubtful)
+    doubt = doubtful_sightings(tracks["area"].values * scale**2, contrast, tracks["cut"].values)
+    place, shared = whole_places(to_reference(position, scale, shape), doubt)
+    doubtful = doubt > 0
     guess = np.full_like(place, np.nan)
     every = np.arange(place.shape[1])
     for own, guessed in zip(place - shared, guess, strict=True):
@@ -268,7 +273,9 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
 
     Contrasts run alike: in each frame every particle has about the same share of its template's contrast, up to a
     factor of its own. A particle that was detected stays, at its fitted position, or at its centre of mass where the
-    fit fails (if that is doubtful, where the particle should be, with the distance between the two as standard error).
+    fit fails (if that is doubtful, where the particle should be, with a standard error of the distance between the two
+    and of what the region lacks). A fit of a doubtful sighting has failed if its contrast is another than expected, or
+    if it lies farther inward than what the field of view leaves to see of the particle.
     One that was only looked for is seen if its contrast is significant and near what it should be. It is denied if its
     contrast is surely too low; a track for which denials weigh more than sightings was an invention, of the detector or
     of the linking, and is dropped.
@@ -292,7 +299,11 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     detected = np.isfinite(coarse).all(-1)
     position, sigma, contrast, error = located[:-1, :, :2], located[:-1, :, 2:4], located[:-1, :, 4], located[:-1, :, 5]
     fitted = np.isfinite(position).all(-1)
-    should = _expected_contrast(np.where(detected, contrast, np.nan))
+    doubtful = candidates["doubtful"].values & detected
+    should = _expected_contrast(np.where(detected & ~doubtful, contrast, np.nan))
+    least, most = _DOUBTFUL_SHARES
+    fitted &= ~(doubtful & ((contrast < least * should) | (contrast > most * should)))
+    fitted &= ~_too_far_inward(candidates, position)
     seen = fitted & ~detected & (contrast > _SURE * error)
     seen &= ~((contrast < _LEAST_SHARE * should) | (contrast > _MOST_SHARE * should))
     denied = ~detected & (contrast < _LEAST_SHARE * should) & (contrast + 3 * error < should)
@@ -308,7 +319,9 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     position = np.where((detected | seen)[..., None], position, np.nan)
     # Where no fit confirms a doubtful sighting, its centre and where the particle should be are both guesses.
     start, unfitted = candidates["start"].values, (detected & ~fitted)[..., None]
-    apart = np.where(start != coarse, np.abs(start - coarse), np.nan)
+    start = np.where(_too_far_inward(candidates, start)[..., None], coarse, start)
+    guesses = (doubtful | (start != coarse).any(-1))[..., None]
+    apart = np.where(guesses, np.hypot(start - coarse, _lacking(candidates)[..., None]), np.nan)
     position = np.where(unfitted, start, position)
     sigma = np.where(unfitted, apart, np.where((seen | (detected & fitted))[..., None], sigma, np.nan))
     confirmed = candidates.drop_vars(["start", "guessed", "doubtful", "stage"], errors="ignore").assign(
@@ -318,6 +331,26 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     confirmed = confirmed.assign(edge_jump=("particle", jump), edge_jump_sigma=("particle", jump_sigma))
     confirmed = confirmed.isel(particle=kept).assign_coords(particle=np.arange(len(kept)), axis=list(AXES))
     return describe(confirmed, RESULT)
+
+
+def _too_far_inward(candidates: xr.Dataset, position: np.ndarray) -> np.ndarray:
+    """Places (particle, frame) where no particle can be: farther inward than the centre of what is seen of it."""
+    coarse, limit = candidates["position"].values, np.array(candidates.attrs["frame_shape"]) - 1
+    radius = _radius(candidates)[:, None, None]
+    inward = np.where(coarse < radius, position - coarse, np.where(coarse > limit - radius, coarse - position, 0.0))
+    return candidates["cut"].values & (inward > _INWARD).any(-1)
+
+
+def _lacking(candidates: xr.Dataset) -> np.ndarray:
+    """How far (px) the centre of each sighting may be off since its area is not the particle's: (particle, frame)."""
+    scale, radius = _scale(candidates["energy"].values, candidates.attrs), _radius(candidates)[:, None]
+    whole = np.pi * np.maximum(radius, 1.0) ** 2
+    return radius * np.minimum(np.abs(candidates["area"].values * scale**2 / whole - 1), 1.0)
+
+
+def _radius(candidates: xr.Dataset) -> np.ndarray:
+    """Radius (px) of a disc of each outline's area."""
+    return np.sqrt(candidates["contour"].values.sum((1, 2)) / np.pi)
 
 
 def _edge_jump(candidates: xr.Dataset, contrast: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

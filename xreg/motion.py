@@ -14,7 +14,7 @@ from xreg.kernels.vibration import OVERSAMPLED, false_alarm_power, frequencies, 
 from xreg.schema import AXES, RESULT, describe, validate
 
 #: Part of the frames that must tell the stage's place for the background to define the rigid motion.
-_LEAST_STAGE = 0.5
+_LEAST_STAGE = 0.3
 _VECTOR = ("particle", "frame", "axis")
 _STRAINS = {"strain": "Green-Lagrange strain", "rotation": "rotation", "area_change": "relative change of area"}
 

@@ -61,7 +61,7 @@ def failures(result: xr.Dataset) -> list[str]:
 
 def rigid_part(result: xr.Dataset) -> str:
     """What defines the rigid part of the motion, in one sentence; nothing where that is not known."""
-    attrs = result["rigid"].attrs if "rigid" in result else {}
+    attrs = result["rigid"].attrs if "rigid" in result and result.sizes["particle"] else {}
     which = ", ".join(map(str, attrs.get("particles", [])))
     return {
         "background": "The rigid part is the motion of the background.",
@@ -86,7 +86,8 @@ def _with_stacks(result: xr.Dataset, path: str | Path) -> xr.Dataset:
         raise ValueError(msg)
     # What could not be located has a picture all the same.
     judged = store.read_block(path, f"{CANDIDATES}/frame_status", ...)
-    normalized = normalize_frames(raw.assign(frame_status=("frame", judged)), load_setup(path).illumination)
+    look = load_setup(path).illumination
+    normalized = normalize_frames(raw.assign(frame_status=("frame", judged)), look, references=look.choice)
     half = (result.sizes["y"] - 1) // 2
     aligned = align_stacks(normalized, result, half)["aligned"]
     aligned = aligned.assign_coords(y=result["y"], x=result["x"], particle=result["particle"])

@@ -61,20 +61,32 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     return stack, tuple(np.split(energy, np.cumsum(counts)[:-1])), scans
 
 
+def energy_blocks(energies: tuple[np.ndarray, ...]) -> da.Array:
+    """Energies as a dask array (1, frame, 1, 1) whose blocks fit those of `by_scan`: a task gets its own scan's."""
+    lengths = tuple(map(len, energies))
+    return da.from_array(np.concatenate(energies)[None, :, None, None], chunks=((1,), lengths, (1,), (1,)))
+
+
 def outline_blocks(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
     """Outlines as a dask array (particle, 1, y, x), bool, in chunks of one particle, which fit those of `by_scan`.
 
     Raises
     ------
     ValueError
-        If `contour` has not the dims (particle, y, x) and the sizes of `stack`.
+        If `contour` has not the dims (particle, y, x), the sizes and the labels of `stack`.
     """
     wanted = tuple(stack.sizes[d] for d in ("particle", "y", "x"))
     if contour.dims != ("particle", "y", "x") or contour.shape != wanted:
         msg = (f"contour has dims {contour.dims} and shape {contour.shape}; need ('particle', 'y', 'x') and {wanted}, "
                f"as the stack has.")
         raise ValueError(msg)
-    return contour.astype(bool).chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]
+    for name in ("particle", "y", "x"):
+        if name in contour.indexes and name in stack.indexes and not contour.indexes[name].equals(stack.indexes[name]):
+            msg = f"contour and stack have different labels along {name}; select the same of both."
+            raise ValueError(msg)
+    # What xarray has filled up while it fitted windows to each other is outside.
+    inside = contour.fillna(0) > 0.5 if contour.dtype.kind == "f" else contour.astype(bool)
+    return inside.chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]
 
 
 def alike(finite: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -23,8 +23,8 @@ from xreg.kernels.operators import (
     fix_ranges,
     grid_supports,
 )
-from xreg.kernels.preedge import merge_repeats, resolve_ranges, to_electronvolts, warn_of_changes
-from xreg.scans import alike, by_scan, outline_blocks
+from xreg.kernels.preedge import distinct_energies, merge_repeats, resolve_ranges, to_electronvolts, warn_of_changes
+from xreg.scans import alike, by_scan, energy_blocks, outline_blocks
 from xreg.schema import RESULT, FitStatus, flag_attrs
 
 _SAMPLE = 500    # pixels at most from which the slow disturbances of a particle are measured
@@ -82,9 +82,9 @@ def fit_edges(
     names = edge.field_names(settings)
     sizes = stack.sizes
     chunks = ((1,) * sizes["particle"] or (0,), (1,) * len(scans), (len(names),), (sizes["y"],), (sizes["x"],))
-    arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
+    arrays = [] if contour is None else [outline_blocks(contour, stack)]
     maps = da.map_blocks(
-        _fit_task, *arrays, energies=energies, settings=settings, new_axis=2, chunks=chunks,
+        _fit_task, stack.data, energy_blocks(energies), *arrays, settings=settings, new_axis=2, chunks=chunks,
         dtype=np.float64, meta=np.empty((0,) * 5),
     )
     coords = {name: stack.coords[name] for name in ("particle", "y", "x") if name in stack.coords}
@@ -149,8 +149,8 @@ def normalize_stack(aligned: xr.DataArray, contour: xr.DataArray | None = None, 
     settings = edge_settings(aligned, **settings)
     stack, energies, _ = by_scan(aligned)
     attrs = _resolved(settings, energies)
-    arrays = [stack.data] if contour is None else [stack.data, outline_blocks(contour, stack)]
-    norm = da.map_blocks(_normalize_task, *arrays, energies=energies, settings=settings, flat=flat,
+    arrays = [] if contour is None else [outline_blocks(contour, stack)]
+    norm = da.map_blocks(_normalize_task, stack.data, energy_blocks(energies), *arrays, settings=settings, flat=flat,
                          dtype=np.float32, meta=np.empty((0,) * 4, dtype=np.float32))
     name = "flattened, normalised absorption" if flat else "normalised absorption"
     return stack.copy(data=norm).rename("norm").assign_attrs({"units": "1", "long_name": name, **attrs})
@@ -187,13 +187,20 @@ def check_energies(energy: np.ndarray, scan: np.ndarray, attrs: dict, **settings
         fit_edges(stack, **settings)
 
 
+def can_be_fitted(energy: np.ndarray, attrs: dict, **settings) -> bool:
+    """Whether a scan of these energies (n,), eV, can be fitted if no frame of it is bad; yes where no `e0` is known."""
+    chosen = edge_settings(xr.DataArray(0.0, attrs=attrs), **settings)
+    grid = distinct_energies(energy[~np.isnan(energy)])
+    return chosen.e0 is None or grid_supports(grid, chosen)
+
+
 def _resolved(
     settings: EdgeSettings, energies: tuple[np.ndarray, ...], incomplete: bool = False
 ) -> dict[str, object]:
     """Attributes that say which ranges hold; one number, or a list where scans differ."""
     if settings.e0 is None:
         return {"e0": "largest derivative of each particle's mean spectrum", "slope": settings.slope}
-    grids = [np.unique(e) for e in energies]
+    grids = [distinct_energies(e) for e in energies]
     inside = [len(g) > 4 and g[1] <= settings.e0 <= g[-2] for g in grids]
     if not any(inside) and any(len(g) > 4 for g in grids) and not incomplete:
         low, high = min(g[0] for g in grids), max(g[-1] for g in grids)
@@ -224,16 +231,16 @@ def _attrs(name: str, settings: EdgeSettings, ranges: dict[str, object]) -> dict
     return {**words, "definition": kind, "definition_meaning": DEFINITIONS[kind], **ranges}
 
 
-def _fit_task(aligned, contour=None, *, energies, settings, block_id):
+def _fit_task(aligned, energy, contour=None, *, settings):
     """One block (1, frames, y, x) -> (1, 1, maps, y, x)."""
     outline = None if contour is None else contour[:, 0]
-    maps = fit_block(aligned, energies[block_id[1]], outline, settings)
+    maps = fit_block(aligned, energy.ravel(), outline, settings)
     return np.stack([maps[name] for name in edge.field_names(settings)], axis=1)[:, None]
 
 
-def _normalize_task(aligned, contour=None, *, energies, settings, flat, block_id):
+def _normalize_task(aligned, energy, contour=None, *, settings, flat):
     """One block (1, frames, y, x) -> the same, normalised."""
-    energy = energies[block_id[1]]
+    energy = energy.ravel()
     out = np.full(aligned.shape, np.nan, dtype=np.float32)
     for p, inside, grid, spectra in _particles(aligned, energy, None if contour is None else contour[:, 0]):
         finite = np.isfinite(spectra)

@@ -178,9 +178,12 @@ def test_a_sighting_of_another_area_is_doubtful():
     found = doubtful_sightings(area, contrast, cut)
     expected = cut.copy()
     expected[1, ::4], expected[2, 10] = True, False
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found > 0, expected)
+    np.testing.assert_array_equal(np.isinf(found), cut & np.isfinite(area))
+    # A tenth of the area, at a radius of 18 px, moves the centre by less than 4 px.
+    np.testing.assert_allclose(found[1, ::4], 0.5 + 0.2 * 18.2, rtol=0.15)
     noisy = 1000 * rng.normal(1, 0.05, (1, 60))
-    assert doubtful_sightings(noisy, contrast[:1], cut[:1] & False).mean() < 0.1
+    assert doubtful_sightings(noisy, contrast[:1], cut[:1] & False).astype(bool).mean() < 0.1
     assert not doubtful_sightings(np.full((1, 4), np.nan), np.full((1, 4), np.nan), np.ones((1, 4), bool)).any()
 
 
@@ -191,22 +194,33 @@ def test_cut_sightings_are_put_where_the_whole_particle_is():
     position[6, 40:70] += 8.0                   # cut for a while; it has
     cut[0], cut[6, 40:70] = True, True
     position[6, 50] = np.nan
-    place, common = whole_places(position, cut)
+    doubt = np.where(cut, np.inf, 0.0)
+    place, common = whole_places(position, doubt)
     np.testing.assert_array_equal(np.isnan(place), np.isnan(position))
     np.testing.assert_array_equal(place[1:6], position[1:6])
     assert rms(common - stage) < 0.06
     error = place - true
     assert rms(error[0]) < 0.1
     assert np.nanmax(np.abs(error[6])) < 0.6
-    unmended, _ = whole_places(position, np.zeros_like(cut))
+    unmended, _ = whole_places(position, np.zeros_like(doubt))
     assert rms(unmended[0] - true[0]) > 2
+
+
+def test_a_sighting_is_not_moved_farther_than_its_region_explains():
+    """One particle jumps; those that are seen with a little less area before that did not."""
+    position, _ = planted(5, particles=3, own=0.5)
+    true, doubt = position.copy(), np.zeros(position.shape[:2])
+    position[0, :30] -= 18.0
+    doubt[1:, :30] = 1.5
+    place, _ = whole_places(position, doubt)
+    assert np.abs(place[1:] - true[1:]).max() < 2
 
 
 def test_where_only_cut_particles_are_seen_they_decide():
     position, stage = planted(4, particles=4)
-    cut = np.ones(position.shape[:2], bool)
+    cut = np.full(position.shape[:2], np.inf)
     place, common = whole_places(position, cut)
     assert rms(common - stage) < 0.06
     assert rms((place - position).swapaxes(0, 1)) < 0.2
-    position[1:], cut[0] = np.nan, False
+    position[1:], cut[0] = np.nan, 0.0
     assert np.isfinite(whole_places(position, cut)[1]).all()

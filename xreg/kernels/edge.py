@@ -217,6 +217,8 @@ def _measure(
         status[(step < s.significance * step_sigma) | (sigma > s.max_sigma)] = THIN
         status[~(step > 0.5 * s.significance * step_sigma) | ~(step > 0)] = NO_EDGE
         status[(status == OK) & _in_gap(plan.energy, energy, s.max_gap)] = TOO_FEW_ENERGIES
+    if freedom < 2:  # no noise can be had, and without it no significance
+        status[:] = TOO_FEW_ENERGIES
     bad = status != OK
     maps = {"edge_energy": energy, "edge_energy_sigma": sigma, "whiteline_energy": white}
     for name in s.also:

@@ -146,10 +146,11 @@ def common_motion(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Sightings of which the centre is not the particle's: the region seen is another than usual.
+    """How far the centre of each sighting may be off the particle's, since the region seen is another than usual.
 
     The field of view cuts it, or its area is not what it is, at that time, where the particle is seen best: a region
-    that takes a little of a neighbour, or leaves a little to it, has its centre elsewhere.
+    that takes a little of a neighbour, or leaves a little to it, has its centre elsewhere. A share s of the area, lost
+    or won at the rim, moves the centre by s times the radius; twice that, and half a pixel, is allowed for.
 
     Parameters
     ----------
@@ -161,33 +162,35 @@ def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) 
 
     Returns
     -------
-    bool array, shape (particles, frames)
-        False where not seen.
+    array, shape (particles, frames), px
+        0 where the region is the usual one or nothing is seen; infinite where the field of view cuts it.
     """
-    doubtful, every = cut & np.isfinite(area), np.arange(area.shape[1])
-    for ours, strength, row in zip(area, contrast, doubtful, strict=True):
-        known = np.flatnonzero(np.isfinite(ours) & np.isfinite(strength) & ~row)
+    doubt, every = np.where(cut & np.isfinite(area), np.inf, 0.0), np.arange(area.shape[1])
+    for ours, strength, row in zip(area, contrast, doubt, strict=True):
+        known = np.flatnonzero(np.isfinite(ours) & np.isfinite(strength) & (row == 0))
         if not known.size:
             continue
         best = known[strength[known] >= _BEST_SEEN * np.quantile(strength[known], 0.95)]
         usual = np.interp(every, best, median_filter(ours[best], min(_USUAL_OVER, best.size), mode="nearest"))
         off = np.abs(ours / usual - 1)
-        row[known] |= off[known] > max(_SAME_AREA, 3 * 1.4826 * np.median(off[best]))
-    return doubtful
+        odd = known[off[known] > max(_SAME_AREA, 3 * 1.4826 * np.median(off[best]))]
+        row[odd] = 0.5 + 2 * off[odd] * np.sqrt(usual[odd] / np.pi)
+    return doubt
 
 
-def whole_places(position: np.ndarray, doubtful: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def whole_places(position: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where particles are if all of them were seen as well as where they are seen well, and the motion that all share.
 
     A doubtful sighting is put where the common motion of the others says, plus the particle's own motion as between its
-    own other sightings. A particle of which all are doubtful (the field of view cuts it always: the centre of what is
-    seen then moves less than the particle) is taken to move as all do, about the median of its places.
+    own other sightings, unless that is farther away than the region explains. A particle of which all are doubtful (the
+    field of view cuts it always: the centre of what is seen then moves less than the particle) is taken to move as all
+    do, about the median of its places.
 
     Parameters
     ----------
     position : array, shape (particles, frames, 2), px
         In reference coordinates; NaN where not seen.
-    doubtful : bool array, shape (particles, frames)
+    doubt : array, shape (particles, frames), px
         From `doubtful_sightings`.
 
     Returns
@@ -197,12 +200,12 @@ def whole_places(position: np.ndarray, doubtful: np.ndarray) -> tuple[np.ndarray
     common : array, shape (frames, 2), px
         From `common_motion`, of sightings that are not doubtful where there are enough.
     """
-    seen = np.isfinite(position).all(axis=-1)
+    seen, doubtful = np.isfinite(position).all(axis=-1), doubt > 0
     common, _ = common_motion(np.where(doubtful[..., None], np.nan, position))
     if np.isnan(common[seen.any(axis=0)]).any():
         common, _ = common_motion(position)
     place, every = position.copy(), np.arange(position.shape[1])
-    for own, row, ours, odd in zip(position - common, place, seen, doubtful, strict=True):
+    for own, row, ours, odd, most in zip(position - common, place, seen, doubtful, doubt, strict=True):
         known = np.isfinite(own).all(axis=-1)
         put, sure = ours & odd & known, np.flatnonzero(known & ~odd)
         if not put.any():
@@ -211,6 +214,7 @@ def whole_places(position: np.ndarray, doubtful: np.ndarray) -> tuple[np.ndarray
             moved = np.stack([np.interp(every, sure, own[sure, axis]) for axis in (0, 1)], axis=-1)
         else:
             moved = np.broadcast_to(np.median(own[known], axis=0), own.shape)
+        put &= np.linalg.norm(common + moved - row, axis=-1) <= most
         row[put] = (common + moved)[put]
     return place, common
 

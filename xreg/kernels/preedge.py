@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.signal import fftconvolve
 
-#: Energies closer than this (eV) are one energy measured twice.
-SAME_ENERGY = 5e-4
+#: Energies closer than this (eV) are one energy measured twice: no monochromator resolves them, and what is read back
+#: from it scatters by some meV. A curve through both would take their noise for a slope.
+SAME_ENERGY = 0.05
+#: Numbers closer than this (eV) are the same; also where single spectra are treated as Larch treats them.
+_ROUNDING = 5e-4
 #: No absorption edge that a hard X-ray microscope reaches lies below this number of eV; smaller values are keV.
 _SMALLEST_EV = 100.0
 _HIGHEST_DEGREE = 5
@@ -210,7 +213,7 @@ def resolve_ranges(
 def warn_of_changes(given: dict[str, float | None], used: Ranges, energy: np.ndarray) -> None:
     """Warn where `used` ranges are not those `given` (None: none was), because the ascending `energy` forbids them."""
     changed = [f"{name} {value:g} -> {getattr(used, name):g}" for name, value in given.items()
-               if value is not None and abs(getattr(used, name) - value) > SAME_ENERGY]
+               if value is not None and abs(getattr(used, name) - value) > _ROUNDING]
     # A negative norm2 asks for the end of the data.
     changed = [text for text in changed if not text.startswith("norm2 -")]
     if changed:
@@ -327,23 +330,36 @@ def _clean(energy: np.ndarray, mu: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     energy, mu = energy[good][order], mu[good][order]
     if energy.size:
         energy = to_electronvolts(energy)
-        energy, mu = merge_repeats(energy, mu)
+        energy, mu = merge_repeats(energy, mu, within=_ROUNDING)
     if energy.size < 5:
         msg = f"the spectrum has {energy.size} different energies with finite absorption; need at least 5."
         raise ValueError(msg)
     return energy, mu
 
 
-def merge_repeats(energy: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def merge_repeats(
+    energy: np.ndarray, values: np.ndarray, within: float = SAME_ENERGY
+) -> tuple[np.ndarray, np.ndarray]:
     """Average the rows of `values` (n, ...) that share one of the ascending energies; NaN are left out of the mean."""
-    new = np.concatenate(([True], np.diff(energy) > SAME_ENERGY))
-    if new.all():
+    if (np.diff(energy) > within).all():
         return energy, values
-    first = np.flatnonzero(new)
+    first = [0]
+    for k in range(1, len(energy)):
+        if energy[k] - energy[first[-1]] > within:
+            first.append(k)
     finite = np.isfinite(values)
     total = np.add.reduceat(np.where(finite, values, 0.0), first, axis=0)
     count = np.add.reduceat(finite.astype(np.float64), first, axis=0)
-    return energy[first], np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    lengths = np.diff([*first, len(energy)])
+    start = energy[first]
+    mean = start + np.add.reduceat(energy - np.repeat(start, lengths), first) / lengths
+    return mean, np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def distinct_energies(energy: np.ndarray) -> np.ndarray:
+    """Ascending energies of a scan (n,), those that were measured twice once."""
+    energy = np.sort(energy)
+    return merge_repeats(energy, energy)[0]
 
 
 def _at_or_below(energy: np.ndarray, value: float) -> int:

@@ -13,7 +13,8 @@ _OUTPUTS = {"optical_density": np.float32, "noise": np.float64, "background": np
 
 
 def normalize_frames(
-    raw: xr.Dataset, illumination: Illumination | None = None, *, field: tuple[int, int, int, int] | None = None
+    raw: xr.Dataset, illumination: Illumination | None = None, *, references: FlatChoice | None = None,
+    field: tuple[int, int, int, int] | None = None,
 ) -> xr.Dataset:
     """Optical density above the background of all frames, lazily.
 
@@ -26,7 +27,10 @@ def normalize_frames(
         See schema.RAW; `counts` (or `optical_density`) as a dask array of whole frames, or in memory, in
         which case blocks of 16 frames are made. Small variables must be in memory.
     illumination : Illumination, optional
-        From `survey(raw)`; made lazily when it is not given.
+        From `survey`, of these frames or of the whole measurement that they are from; made lazily, of these, when
+        it is not given.
+    references : FlatChoice, optional
+        References of each of these frames; chosen by energy and time when they are not given.
     field : tuple = (y0, y1, x0, x1), optional, px
         Field of view to use, instead of the lit one. Not with `illumination`, which has one.
 
@@ -50,7 +54,7 @@ def normalize_frames(
         looked = dask.delayed(look_at)(**pictures, field=field)
     else:
         looked = dask.delayed(illumination, traverse=False)
-    choice = choose_references(raw) if illumination is None else illumination.choice
+    choice = choose_references(raw) if references is None else references
     plans = _plans(raw, frames.chunks[0], choice, looked)
     blocks = frames.numblocks[0]
     records = da.map_blocks(
@@ -68,6 +72,8 @@ def normalize_frames(
         variables[name] = (dims, array)
     coords = {name: c for name, c in raw.coords.items() if set(c.dims) <= {"frame", "y", "x"}}
     coords |= {name: raw[name] for name in ("energy", "scan", "time") if name in raw}
+    # Chunks in which a store has them would keep them from being written in others.
+    coords = {name: c.drop_vars(c.coords).drop_encoding() for name, c in coords.items()}
     normalized = xr.Dataset(variables, coords, raw.attrs)
     normalized["frame_status"].attrs = flag_attrs(FrameStatus)
     return describe(normalized, NORMALIZED)
