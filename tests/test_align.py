@@ -75,6 +75,15 @@ def test_one_reference_energy_for_all_blocks(stack, no_compute):
             np.testing.assert_array_equal(aligned.values, whole)
 
 
+def test_frames_of_both_must_be_the_same(stack):
+    ds, tracks = (d.assign_coords(frame=[4, 5, 6]) for d in stack)
+    with pytest.raises(ValueError, match="there are 3 and 2 along frame; need the same: select both alike"):
+        align_stacks(ds, tracks.isel(frame=[0, 1]), 10)
+    with pytest.raises(ValueError, match="labels differ along frame; select the same of both"):
+        align_stacks(ds, tracks.assign_coords(frame=[0, 1, 2]), 10)
+    assert align_stacks(ds, tracks.assign_coords(particle=[8]), 10)["aligned"]["particle"].values.tolist() == [8]
+
+
 def test_split_frames_are_refused(stack):
     ds, tracks = stack
     with pytest.raises(ValueError, match=r"frames are split into 2 x 1 chunks; need whole frames. Join them with"):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import xreg
 from xreg import record
@@ -19,6 +20,12 @@ def test_the_chain_of_functions_gives_what_register_gives(tmp_path):
     particle_map = xreg.detect_rois(normalized, device="cpu")
     rois = xreg.refine_rois(normalized, particle_map, device="cpu").compute()
     links = xreg.link_rois(rois)
+    # Regions that were saved and opened again are the same regions.
+    rois.drop_vars("axis").chunk(frame=5).drop_encoding().to_zarr(tmp_path / "rois.zarr", consolidated=False)
+    stored = xr.open_zarr(tmp_path / "rois.zarr", consolidated=False)
+    xr.testing.assert_identical(xreg.link_rois(stored)["track"].variable, links["track"].variable)
+    xr.testing.assert_identical(xreg.outline_particles(stored, links).variable,
+                                xreg.outline_particles(rois, links).variable)
     candidates = xreg.propose_particles(xreg.gather_tracks(rois, links), xreg.outline_particles(rois, links))
     tracks = xreg.confirm_particles(candidates, xreg.locate_particles(normalized, candidates).compute())
     contour = tracks["contour"]
@@ -34,3 +41,8 @@ def test_the_chain_of_functions_gives_what_register_gives(tmp_path):
     np.testing.assert_allclose(aligned.isel(frame=slice(0, 3)), result["aligned"].isel(frame=slice(0, 3)), atol=1e-4)
     one = {"particle": 1, "scan": 0}
     np.testing.assert_allclose(maps["edge_energy"].isel(one), result["edge_energy"].isel(one), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", xreg.__all__)
+def test_every_public_name_is_there(name):
+    assert callable(getattr(xreg, name))

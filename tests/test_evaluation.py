@@ -146,6 +146,15 @@ def test_some_frames_of_the_truth(pair):
     assert evaluate(some, truth) == found
 
 
+def test_the_truth_of_another_measurement_is_refused_though_an_energy_is_unknown(pair):
+    result, truth = pair
+    energy = result["energy"].values.copy()
+    energy[2] = np.nan
+    evaluate(result.assign_coords(energy=("frame", energy)), truth)
+    with pytest.raises(ValueError, match=r"energies of result and truth differ by up to 50.00 eV"):
+        evaluate(result.assign_coords(energy=("frame", energy + 50)), truth)
+
+
 def test_errors_say_what_to_do(pair):
     result, truth = pair
     with pytest.raises(ValueError, match="result has no position; need position"):

@@ -78,6 +78,15 @@ def test_order_repeats_and_missing_frames_hardly_matter(made):
     assert np.nanmax(np.abs(score - wanted)) < 0.1 * np.nanstd(wanted)
 
 
+def test_fewer_pixels_than_components_and_energies_a_little_off(made):
+    stack, _, _, _ = made
+    few = decompose_spectra(stack.isel(particle=[0], y=[3], x=[4]), n_components=3).compute()
+    assert few["score"].shape == (1, 2, 1, 1, 3)
+    energy = stack["energy"].values + np.random.default_rng(1).normal(0, 2e-3, 80)
+    off = decompose_spectra(stack.assign_coords(energy=("frame", energy)), n_components=2).compute()
+    np.testing.assert_allclose(off["explained"], decompose_spectra(stack, n_components=2)["explained"], rtol=1e-2)
+
+
 def test_wrong_input(made):
     stack, contour, _, _ = made
     with pytest.raises(ValueError, match="scan 1 has 34 of the 40 energies of the fullest scan"):

@@ -296,6 +296,23 @@ def test_bad_input_is_one_sentence(raw, spoil, sentence):
         check_raw(spoil(raw))
 
 
+@pytest.mark.parametrize("frames", [slice(4), slice(4, 8), slice(None, None, -1)])
+def test_some_frames_with_the_survey_of_all(raw, looked, normalized, frames):
+    part = normalize_frames(raw.isel(frame=frames), looked)
+    np.testing.assert_array_equal(part.optical_density, normalized.optical_density[frames])
+    np.testing.assert_array_equal(part.frame_status, normalized.frame_status[frames])
+
+
+def test_normalised_frames_are_stored_in_any_chunks(raw, looked, tmp_path):
+    raw.to_zarr(tmp_path / "raw.zarr", consolidated=False)
+    opened = xr.open_zarr(tmp_path / "raw.zarr", consolidated=False, mask_and_scale=False)
+    opened = opened.assign({n: opened[n].load() for n in ("exposure", "flat_exposure", "flat_energy")})
+    opened = opened.assign_coords({n: opened[n].load() for n in ("energy", "scan")})
+    again = normalize_frames(opened, looked).chunk(frame=3)
+    again.to_zarr(tmp_path / "density.zarr", consolidated=False)
+    assert xr.open_zarr(tmp_path / "density.zarr", consolidated=False).sizes["frame"] == 8
+
+
 def test_frames_must_be_whole(phantom):
     split = raw_of(phantom).chunk(y=90)
     with pytest.raises(ValueError, match=r"need 1 each: \.chunk\(y=-1, x=-1\)"):

@@ -235,6 +235,49 @@ def test_some_frames_of_a_scan_need_not_reach_over_the_edge(made):
     check_energies(stack["energy"].values, stack["scan"].values, stack.attrs)
 
 
+def test_energies_that_are_read_back_twice(made):
+    """Two exposures per energy, a few meV apart: no slope is to be seen between them."""
+    stack, contour, shift = made
+    rng = np.random.default_rng(2)
+    energy = np.repeat(SCAN, 2) + rng.normal(0, 2e-3, 2 * len(SCAN))
+    twice = stack.isel(frame=np.repeat(np.arange(len(SCAN)), 2)).assign_coords(energy=("frame", energy))
+    twice = twice + xr.DataArray(0.01 * rng.normal(size=twice.shape).astype(np.float32), dims=twice.dims)
+    maps = fit_edges(twice.assign_attrs(ATTRS), contour).compute()
+    inside = np.broadcast_to(contour.values[:, None], maps["edge_energy"].shape)
+    error = (maps["edge_energy"].values - shift[:, :1])[inside]
+    assert np.nanmedian(np.abs(error - np.nanmedian(error))) < 0.12
+    assert (maps["fit_status"].values[inside] == FitStatus.OK).mean() > 0.98
+    assert isinstance(maps["edge_energy"].attrs["pre1"], float)
+
+
+def test_what_is_neither_inside_nor_outside_is_outside(made):
+    stack, contour, _ = made
+    filled = contour.where(contour)  # NaN outside
+    xr.testing.assert_identical(fit_edges(stack, filled).compute(), fit_edges(stack, contour).compute())
+
+
+def test_labels_must_agree(made):
+    stack, contour, _ = made
+    stack = stack.assign_coords(particle=[7, 3, 5])
+    with pytest.raises(ValueError, match="labels differ along particle; select the same of both"):
+        fit_edges(stack, contour.assign_coords(particle=[3, 7, 5]))
+    with pytest.raises(ValueError, match="labels differ along x"):
+        fit_edges(stack, contour.assign_coords(x=np.arange(24)))
+    maps = fit_edges(stack, contour.assign_coords(particle=[7, 3, 5]))
+    np.testing.assert_array_equal(maps["particle"], [7, 3, 5])
+
+
+def test_a_task_holds_the_energies_of_its_own_scan(made):
+    import pickle
+
+    stack, _, _ = made
+    few, many = (stack.isel(particle=[0], frame=np.tile(np.arange(143), n)).assign_coords(
+        scan=("frame", np.repeat(np.arange(n), 143))).chunk(frame=143) for n in (4, 32))
+    sizes = [len(pickle.dumps(fit_edges(s)["edge_energy"][:, -1].__dask_graph__().layers)) for s in (few, many)]
+    per_scan = (sizes[1] - sizes[0]) / 28
+    assert per_scan < 3 * sizes[0] / 4
+
+
 def test_frames_of_unknown_energy_are_left_out(made):
     stack, contour, _ = made
     energy = stack["energy"].values.copy()

@@ -9,7 +9,7 @@ from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.resample import sample_window
 from xreg.kernels.windows import cut_window
-from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, describe, validate
+from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, check_alike, describe, validate
 
 #: Sightings at most, evenly spread, from which a particle's outline is made.
 _CONTOURS = 256
@@ -212,10 +212,12 @@ def align_stacks(
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims, or a frame is split into several chunks.
+        If a variable is missing or has other dims, a frame is split into several chunks, or the frames of the two are
+        others.
     """
     validate(normalized, NORMALIZED, "optical_density")
     validate(tracks, RESULT, "position")
+    check_alike(normalized, tracks, "frame")
     frames = normalized["optical_density"]
     density = whole_frames(frames)
     attrs = normalized.attrs
@@ -233,6 +235,7 @@ def align_stacks(
     coords = {"y": offset, "x": offset, "axis": list(AXES)}
     ds = xr.Dataset({"aligned": (RESULT["aligned"].dims, aligned)}, coords=coords)
     ds = ds.assign_coords({k: v for k, v in normalized.coords.items() if v.dims == ("frame",)})
+    ds = ds.assign_coords({k: v for k, v in tracks.coords.items() if v.dims == ("particle",)})
     if contour is not None:
         ds["contour"] = contour
     ds.attrs = dict(attrs)

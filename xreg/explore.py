@@ -3,6 +3,7 @@
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.graph_manipulation import bind
 
 from xreg.kernels.preedge import distinct_energies, merge_repeats
 from xreg.kernels.spectra import kmeans, nearest_centre
@@ -16,9 +17,9 @@ _LEAST = 0.9    # share of the energies that a spectrum must have measured; the 
 def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *, n_components: int = 3) -> xr.Dataset:
     """Find the principal components of all pixels' spectra.
 
-    The spectra of all particles and scans are rows of one tall matrix, of which dask makes a singular value
-    decomposition block by block (one block is one particle in one scan). The sign of a component is such that its
-    largest value is positive.
+    The spectra of all particles and scans are rows of one tall matrix, of whose covariance they are the eigenvectors.
+    One block is one particle in one scan; the blocks are read twice, once for the covariance and once for the scores,
+    and a few are in memory at a time. The sign of a component is such that its largest value is positive.
 
     Parameters
     ----------
@@ -57,25 +58,46 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
         msg = f"n_components is {n_components}; need 1 to {len(grid)}, the number of energies."
         raise ValueError(msg)
     rows, shape = _rows(stack, contour, energies, grid)
-    good = da.isfinite(rows).all(axis=1, keepdims=True)
-    filled = da.where(good, rows, 0.0)
-    count = good.sum()
-    mean = da.where(count > 0, filled.sum(axis=0) / da.maximum(count, 1), np.nan)
-    # Rows that do not count become zeros, which change no component.
-    left, size, right = da.linalg.svd(da.where(good, filled - mean, 0.0))
-    sign = da.sign(da.where(da.fabs(right.min(axis=1)) > right.max(axis=1), -1.0, 1.0))
-    score = da.where(good, left * (size * sign), np.nan)[:, :n_components]
+    moments = da.map_blocks(_moments, rows, chunks=((1,) * rows.numblocks[0], (len(grid) + 1,), (len(grid) + 1,)),
+                            new_axis=2, dtype=np.float64, meta=np.empty((0, 0, 0))).sum(axis=0)
+    found = da.map_blocks(_principal, moments, chunks=((len(grid) + 2,), (len(grid),)), dtype=np.float64,
+                          meta=np.empty((0, 0)))
+    mean, size, right = found[0], found[1], found[2:]
+    score = da.map_blocks(_project, bind(rows, found), mean, right[:n_components].rechunk(-1), dtype=np.float64,
+                          chunks=(rows.chunks[0], (n_components,)), meta=np.empty((0, 0)))
     places = {c: stack.coords[c] for c in ("particle", "y", "x") if c in stack.coords}
     words = {"units": "1", "long_name": "score"}
     return xr.Dataset(
         {"mean": ("energy", mean, {"units": "1", "long_name": "mean spectrum"}),
-         "component": (("component", "energy"), (right * sign[:, None])[:n_components],
+         "component": (("component", "energy"), right[:n_components],
                        {"units": "1", "long_name": "principal component"}),
-         "explained": ("component", (size**2 / da.maximum((size**2).sum(), 1e-300))[:n_components],
+         "explained": ("component", (size / da.maximum(size.sum(), 1e-300))[:n_components],
                        {"units": "1", "long_name": "share of the variance"}),
          "score": (("particle", "scan", "y", "x", "component"), score.reshape((*shape, n_components)), words)},
         coords={"energy": ("energy", grid, {"units": "eV"}), "scan": scans, **places},
     )
+
+
+def _moments(rows: np.ndarray) -> np.ndarray:
+    """Sums (1, g + 1, g + 1) of the products of spectra (n, g) with a one in front of each; those with NaN left out."""
+    good = rows[np.isfinite(rows).all(axis=1)]
+    good = np.column_stack([np.ones(len(good)), good])
+    return (good.T @ good)[None]
+
+
+def _principal(moments: np.ndarray) -> np.ndarray:
+    """Mean, variances in falling order, and the components that belong to them: (2 + g, g)."""
+    count, total = moments[0, 0], moments[0, 1:]
+    mean = total / count if count else np.full(len(total), np.nan)
+    size, vectors = np.linalg.eigh(moments[1:, 1:] - np.outer(total, total) / max(count, 1))
+    right = vectors.T[::-1]
+    right = right * np.where(np.abs(right.min(axis=1)) > right.max(axis=1), -1.0, 1.0)[:, None]
+    return np.vstack([mean, np.maximum(size[::-1], 0.0), right])
+
+
+def _project(rows: np.ndarray, mean: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Scores (n, components) of spectra (n, g); NaN for those with NaN."""
+    return (rows - mean) @ right.T
 
 
 def cluster_spectra(decomposed: xr.Dataset, *, n_clusters: int = 3, seed: int = 0) -> xr.Dataset:

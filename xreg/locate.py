@@ -9,6 +9,7 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.graph_manipulation import bind
 
 from xreg.chunks import whole_frames
 from xreg.kernels.absorption import edge_jump, tabulated_edge
@@ -16,7 +17,7 @@ from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
 from xreg.kernels.separation import make_layers
-from xreg.schema import AXES, NORMALIZED, RESULT, check_variable, describe, validate
+from xreg.schema import AXES, NORMALIZED, RESULT, check_alike, check_variable, describe, validate
 
 #: Frames from which the layers are made, and bytes that they may take in memory.
 TEMPLATE_FRAMES, TEMPLATE_BYTES = 16, 2**27
@@ -247,10 +248,12 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims, or a frame is split into several chunks.
+        If a variable is missing or has other dims, a frame is split into several chunks, or the frames of the two are
+        others.
     """
     validate(normalized, NORMALIZED, "optical_density")
     validate(candidates, RESULT, "position", "contour")
+    check_alike(normalized, candidates, "frame")
     density = whole_frames(normalized["optical_density"])
     start, guessed, stage = (candidates[name].values for name in ("start", "guessed", "stage"))
     energy = candidates["energy"].values
@@ -259,6 +262,8 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
     doubtful = candidates["doubtful"].values
     layers = dask.delayed(make_layers)(density[chosen], start[:, chosen], guessed[:, chosen], doubtful[:, chosen],
                                        stage[chosen], scale[chosen], candidates["contour"].values)
+    # Frames are not read before there is something to fit them to, or all of them would wait in memory.
+    density = bind(density, layers)
     frames = density.chunks[0]
     found = da.blockwise(
         locate_block, "pfv", density, "fyx", da.from_array(start, chunks=(-1, frames, -1)), "qfa",

@@ -11,7 +11,7 @@ from xreg.chunks import whole_frames
 from xreg.kernels.moments import centre_of_mass, single_contour
 from xreg.kernels.resample import sample_window
 from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_regions
-from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, ROIS, THUMBNAIL_SIZE, describe, validate
+from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, ROIS, THUMBNAIL_SIZE, check_alike, describe, validate
 
 if TYPE_CHECKING:
     from xreg.models.weights import Weights
@@ -120,11 +120,13 @@ def refine_rois(
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims, or a frame is split into several chunks.
+        If a variable is missing or has other dims, a frame is split into several chunks, or the frames of the two are
+        others.
     """
     from xreg.models.weights import shipped
 
     validate(normalized, NORMALIZED, "optical_density", "noise")
+    check_alike(normalized, particle_map, "frame")
     density = whole_frames(normalized["optical_density"])
     noise = da.asarray(normalized["noise"].data).rechunk((density.chunks[0],))
     packed = da.blockwise(

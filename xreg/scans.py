@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from xreg.kernels.preedge import to_electronvolts
+from xreg.schema import check_alike
 
 
 def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], np.ndarray]:
@@ -80,10 +81,7 @@ def outline_blocks(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
         msg = (f"contour has dims {contour.dims} and shape {contour.shape}; need ('particle', 'y', 'x') and {wanted}, "
                f"as the stack has.")
         raise ValueError(msg)
-    for name in ("particle", "y", "x"):
-        if name in contour.indexes and name in stack.indexes and not contour.indexes[name].equals(stack.indexes[name]):
-            msg = f"contour and stack have different labels along {name}; select the same of both."
-            raise ValueError(msg)
+    check_alike(contour, stack, "particle", "y", "x")
     # What xarray has filled up while it fitted windows to each other is outside.
     inside = contour.fillna(0) > 0.5 if contour.dtype.kind == "f" else contour.astype(bool)
     return inside.chunk({"particle": 1, "y": -1, "x": -1}).data[:, None]

@@ -210,6 +210,25 @@ def check_variable(array: "xr.DataArray", wanted: Variable) -> None:
         raise ValueError(msg)
 
 
+def check_alike(one: "xr.Dataset | xr.DataArray", other: "xr.Dataset | xr.DataArray", *dims: str) -> None:
+    """Check that two arrays or datasets have the same lengths, and labels where both have them, along some dims.
+
+    Arrays are put together by place, so that whoever selects frames of one must select the same of the other.
+
+    Raises
+    ------
+    ValueError
+        If they have not.
+    """
+    for dim in dims:
+        if one.sizes[dim] != other.sizes[dim]:
+            msg = f"there are {one.sizes[dim]} and {other.sizes[dim]} along {dim}; need the same: select both alike."
+            raise ValueError(msg)
+        if dim in one.indexes and dim in other.indexes and not one.indexes[dim].equals(other.indexes[dim]):
+            msg = f"labels differ along {dim}; select the same of both."
+            raise ValueError(msg)
+
+
 def describe(ds: "xr.Dataset", group: dict[str, Variable]) -> "xr.Dataset":
     """Return `ds` with the declared units, long names and comments on every variable that `group` knows."""
     ds = ds.copy()

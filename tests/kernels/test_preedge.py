@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from xreg.kernels.preedge import (
+    distinct_energies,
     find_e0,
     merge_repeats,
     normalize_spectrum,
@@ -147,6 +148,14 @@ def test_repeats_are_averaged_without_nan():
     energy, values = merge_repeats(np.array([1.0, 1.0, 2.0, 2.0]), np.array([[1.0], [3.0], [np.nan], [5.0]]))
     np.testing.assert_array_equal(energy, [1.0, 2.0])
     np.testing.assert_array_equal(values, [[2.0], [5.0]])
+
+
+def test_energies_within_a_twentieth_of_an_electronvolt_are_one_and_fine_scans_stay_scans():
+    energy, values = merge_repeats(np.array([1.0, 1.01, 1.04, 2.0]), np.arange(4.0)[:, None])
+    np.testing.assert_allclose(energy, [np.mean([1.0, 1.01, 1.04]), 2.0])
+    np.testing.assert_array_equal(values, [[1.0], [3.0]])
+    fine = np.arange(0, 1, 0.02)
+    assert len(distinct_energies(fine)) == 17  # groups, not one long chain
 
 
 def test_kev_is_converted_with_a_notice():
