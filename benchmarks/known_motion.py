@@ -202,7 +202,7 @@ def write_raw(scene: Scene, raw: Path) -> None:
 
 def measured(source: Path, folder: Path, energy: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Optical density, mean open beam and energy of the measured frame that is used."""
-    if not store.exists(source):
+    if not store.is_group(source):
         place = folder / "measured.zarr"
         if not place.exists():
             record.ingest(source, place)
