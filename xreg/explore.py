@@ -3,7 +3,6 @@
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.graph_manipulation import bind
 
 from xreg.kernels.preedge import distinct_energies, merge_repeats
 from xreg.kernels.spectra import kmeans, nearest_centre
@@ -18,8 +17,8 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
     """Find the principal components of all pixels' spectra.
 
     The spectra of all particles and scans are rows of one tall matrix, of whose covariance they are the eigenvectors.
-    One block is one particle in one scan; the blocks are read twice, once for the covariance and once for the scores,
-    and a few are in memory at a time. The sign of a component is such that its largest value is positive.
+    One block is one particle in one scan. The sign of a component is such that its largest value is positive. Scores
+    wait for the components, and with them all spectra in float64: for long measurements choose particles or scans.
 
     Parameters
     ----------
@@ -63,7 +62,7 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
     found = da.map_blocks(_principal, moments, chunks=((len(grid) + 2,), (len(grid),)), dtype=np.float64,
                           meta=np.empty((0, 0)))
     mean, size, right = found[0], found[1], found[2:]
-    score = da.map_blocks(_project, bind(rows, found), mean, right[:n_components].rechunk(-1), dtype=np.float64,
+    score = da.map_blocks(_project, rows, mean, right[:n_components].rechunk(-1), dtype=np.float64,
                           chunks=(rows.chunks[0], (n_components,)), meta=np.empty((0, 0)))
     places = {c: stack.coords[c] for c in ("particle", "y", "x") if c in stack.coords}
     words = {"units": "1", "long_name": "score"}

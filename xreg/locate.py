@@ -9,7 +9,6 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.graph_manipulation import bind
 
 from xreg.chunks import whole_frames
 from xreg.kernels.absorption import edge_jump, tabulated_edge
@@ -230,7 +229,8 @@ def locate_block(
 def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataArray:
     """Fit the positions of stage and particles in all frames to the layers, lazily.
 
-    One task makes the layers, from at most sixteen frames; then there is one task per chunk of frames.
+    One task makes the layers, from at most sixteen frames; then there is one task per chunk of frames. Frames that are
+    read while the layers are made wait for them in memory; `register` does one after the other.
 
     Parameters
     ----------
@@ -262,8 +262,6 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
     doubtful = candidates["doubtful"].values
     layers = dask.delayed(make_layers)(density[chosen], start[:, chosen], guessed[:, chosen], doubtful[:, chosen],
                                        stage[chosen], scale[chosen], candidates["contour"].values)
-    # Frames are not read before there is something to fit them to, or all of them would wait in memory.
-    density = bind(density, layers)
     frames = density.chunks[0]
     found = da.blockwise(
         locate_block, "pfv", density, "fyx", da.from_array(start, chunks=(-1, frames, -1)), "qfa",

@@ -9,7 +9,6 @@ from agreeing fully, so that a number says more beside another alignment of the 
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.graph_manipulation import bind
 
 from xreg.kernels.agreement import agreement, difference_energy
 from xreg.kernels.scoring import rms
@@ -41,8 +40,8 @@ def measure_quality(
 ) -> xr.Dataset:
     """Compare every picture of every particle's stack with the others, lazily.
 
-    Two passes over `aligned`, one for the means and one for the comparison; a task per particle and chunk of frames,
-    which holds that chunk. Works on any stack: aligned by xreg, by another method, or by a truth.
+    Pictures are compared with the particle's mean, for which its stack waits in memory: one particle's at a time. Works
+    on any stack: aligned by xreg, by another method, or by a truth.
 
     Parameters
     ----------
@@ -87,9 +86,7 @@ def measure_quality(
     stack = stack.rechunk((1, stack.chunks[1], -1, -1))
     outline = da.asarray(contour.data).rechunk((1, -1, -1))
     reference = da.map_blocks(_mean, *_sums(stack), dtype=np.float64, meta=np.empty((0, 0, 0)))
-    # Read anew once the mean is there, or the whole stack would wait for it in memory.
-    again = bind(stack, reference)
-    measured = da.blockwise(_agreement, "pfm", again, "pfyx", reference, "pyx", outline, "pyx", new_axes={"m": 4},
+    measured = da.blockwise(_agreement, "pfm", stack, "pfyx", reference, "pyx", outline, "pyx", new_axes={"m": 4},
                             concatenate=True, dtype=np.float64, meta=np.empty((0, 0, 0)), flow=flow)
     pair = stack[:, [frames[0] % n, frames[1] % n]].rechunk((1, 2, -1, -1))
     energy = da.blockwise(_difference, "p", pair, "pfyx", outline, "pyx", concatenate=True, dtype=np.float64,
