@@ -27,8 +27,9 @@ _STRONG = 0.6
 _SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 3.0
 #: The same shares for fits of a doubtful sighting, which may be of something else.
 _DOUBTFUL_SHARES = (0.6, 1.6)
-#: A centre may lie this far (px) inward of the centre of what the field of view leaves to see, by noise.
-_INWARD = 1.0
+#: A centre may lie this far, in px and in radii, inward of the centre of what the field of view leaves to see: outlines
+#: take a little of a neighbour, or leave a little to it.
+_INWARD = 2.0, 0.2
 #: Of two outlines that share this part of the smaller one, and are detected together in less than this part of the
 #: frames that show the rarer one, one is a piece of the other.
 _SAME_PLACE, _TOGETHER = 0.6, 0.2
@@ -341,7 +342,10 @@ def _too_far_inward(candidates: xr.Dataset, position: np.ndarray) -> np.ndarray:
     coarse, limit = candidates["position"].values, np.array(candidates.attrs["frame_shape"]) - 1
     radius = _radius(candidates)[:, None, None]
     inward = np.where(coarse < radius, position - coarse, np.where(coarse > limit - radius, coarse - position, 0.0))
-    return candidates["cut"].values & (inward > _INWARD).any(-1)
+    least, share = _INWARD
+    # Of a particle that is never seen as a whole nobody knows the centre.
+    return candidates["cut"].values & candidates["doubtful"].values & (
+        inward > np.maximum(least, share * radius)).any(-1)
 
 
 def _lacking(candidates: xr.Dataset) -> np.ndarray:
