@@ -31,7 +31,7 @@ def test_full_dataset(tmp_path):
     measured = json.loads((tmp_path / "measured.json").read_text())
     assert {"simulate", "set up", "observe", "link", "locate", "measure", "align", "fit"} <= set(measured["stages"])
     assert measured["frames"] == 8
-    assert measured["stages"]["observe"]["tasks"] == 1
+    assert measured["stages"]["observe"]["tasks"] == 8
     assert measured["failed"] == 0
     assert measured["stages"]["observe"]["peak, MiB"]["worker 0"] > 50
     assert len((tmp_path / "memory.csv").read_text().splitlines()) > 2
