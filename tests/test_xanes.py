@@ -11,7 +11,7 @@ import xarray as xr
 
 from xreg.kernels.operators import EdgeSettings
 from xreg.schema import RESULT, FitStatus, check_variable
-from xreg.xanes import check_energies, fit_block, fit_edges, normalize_stack
+from xreg.xanes import check_energies, fit_block, fit_edges, normalize_stack, scans_without_edge
 
 SCAN = np.concatenate([np.linspace(8200, 8320, 22, endpoint=False), np.linspace(8320, 8374, 90, endpoint=False),
                        np.linspace(8374, 8700, 31)])
@@ -276,6 +276,16 @@ def test_a_task_holds_the_energies_of_its_own_scan(made):
     sizes = [len(pickle.dumps(fit_edges(s)["edge_energy"][:, -1].__dask_graph__().layers)) for s in (few, many)]
     per_scan = (sizes[1] - sizes[0]) / 28
     assert per_scan < 3 * sizes[0] / 4
+
+
+def test_scans_that_cannot_be_fitted_are_named(made):
+    stack, _, _ = made
+    energy, scan = (stack[name].values.copy() for name in ("energy", "scan"))
+    assert scans_without_edge(energy, scan, ATTRS) == []
+    few = (scan == 0) | np.isin(np.arange(286), 143 + np.arange(0, 143, 40))
+    energy[0] = np.nan
+    assert scans_without_edge(energy[few][::-1], scan[few][::-1], ATTRS) == [1]
+    assert scans_without_edge(energy[few], scan[few], {"element": "Ce", "edge": "L3"}) == []
 
 
 def test_frames_of_unknown_energy_are_left_out(made):

@@ -105,7 +105,7 @@ def _looks(status: np.ndarray, noise: np.ndarray, looked: int) -> list[tuple[str
 def _table_problems(raw: xr.Dataset) -> list[str]:
     """What is wrong with, or missing from, the small variables."""
     from xreg.normalize import given_status
-    from xreg.xanes import can_be_fitted, check_energies
+    from xreg.xanes import check_energies, scans_without_edge
 
     problems = []
     lengths = np.unique(raw["scan"].values, return_counts=True)[1]
@@ -117,11 +117,11 @@ def _table_problems(raw: xr.Dataset) -> list[str]:
         if name not in raw.attrs:
             problems.append(f"the attribute {name} is missing; {loss}.")
     try:
-        check_energies(raw["energy"].values, raw["scan"].values, raw.attrs)
-        energy, scan = raw["energy"].values, raw["scan"].values
-        short = [str(s) for s in np.unique(scan) if not can_be_fitted(energy[scan == s], raw.attrs)]
+        energies = raw["energy"].values, raw["scan"].values, raw.attrs
+        check_energies(*energies)
+        short = scans_without_edge(*energies)
         if short:
-            shown = ", ".join(short[:5]) + (", ..." if len(short) > 5 else "")
+            shown = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
             problems.append(f"edge energies cannot be fitted in {len(short)} scans ({shown}): too few energies before, "
                             "in or behind the edge.")
     except ValueError as error:

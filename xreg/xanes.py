@@ -187,11 +187,19 @@ def check_energies(energy: np.ndarray, scan: np.ndarray, attrs: dict, **settings
         fit_edges(stack, **settings)
 
 
-def can_be_fitted(energy: np.ndarray, attrs: dict, **settings) -> bool:
-    """Whether a scan of these energies (n,), eV, can be fitted if no frame of it is bad; yes where no `e0` is known."""
-    chosen = edge_settings(xr.DataArray(0.0, attrs=attrs), **settings)
-    grid = distinct_energies(energy[~np.isnan(energy)])
-    return chosen.e0 is None or grid_supports(grid, chosen)
+def scans_without_edge(energy: np.ndarray, scan: np.ndarray, attrs: dict) -> list[int]:
+    """Scans that cannot be fitted even if no frame of them is bad, from the energies (eV) and scans of all frames (n,).
+
+    None where no edge is tabulated: each particle's mean spectrum decides then.
+    """
+    chosen = EdgeSettings(e0=tabulated_edge(attrs))
+    if chosen.e0 is None:
+        return []
+    order = np.argsort(scan, kind="stable")
+    scans, first = np.unique(scan[order], return_index=True)
+    parts = np.split(energy[order], first[1:])
+    return [int(s) for s, part in zip(scans, parts, strict=True)
+            if not grid_supports(distinct_energies(part[~np.isnan(part)]), chosen)]
 
 
 def _resolved(
