@@ -27,7 +27,8 @@ def test_the_chain_of_functions_gives_what_register_gives(tmp_path):
     xr.testing.assert_identical(xreg.outline_particles(stored, links).variable,
                                 xreg.outline_particles(rois, links).variable)
     candidates = xreg.propose_particles(xreg.gather_tracks(rois, links), xreg.outline_particles(rois, links))
-    tracks = xreg.confirm_particles(candidates, xreg.locate_particles(normalized, candidates).compute())
+    located = xreg.locate_particles(normalized, candidates).compute()
+    tracks = xreg.smooth_tracks(xreg.confirm_particles(candidates, located))
     contour = tracks["contour"]
     motion = xreg.measure_motion(tracks)
     aligned = xreg.align_stacks(normalized, tracks, half=contour.sizes["y"] // 2)["aligned"]

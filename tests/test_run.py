@@ -224,7 +224,8 @@ def test_a_blurred_frame_is_recorded_and_has_no_positions(own_raw, whole, tmp_pa
     normalized = normalized.assign(optical_density=normalized["optical_density"].where(sharp))
     links = xreg.link_rois(rois)
     candidates = xreg.propose_particles(xreg.gather_tracks(rois, links), xreg.outline_particles(rois, links))
-    tracks = xreg.confirm_particles(candidates, xreg.locate_particles(normalized, candidates).compute())
+    located = xreg.locate_particles(normalized, candidates).compute()
+    tracks = xreg.smooth_tracks(xreg.confirm_particles(candidates, located))
     np.testing.assert_allclose(tracks["position"], ds.position, atol=1e-6)
 
 

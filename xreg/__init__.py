@@ -1,7 +1,7 @@
 """Particle-by-particle registration of operando X-ray microscopy stacks, out of core on Dask.
 
-Follow one particle from raw counts to its deformation by opening the stages in the order of the data:
-`normalize`, `detect`, `refine`, `link`, `locate`, `align`, `xanes`, `motion`. `register` runs them all out of core.
+Follow one particle from raw counts to its deformation by opening the stages in the order of the data: `normalize`,
+`detect`, `refine`, `link`, `locate`, `smooth`, `align`, `xanes`, `motion`. `register` runs them all out of core.
 """
 
 from importlib import import_module
@@ -21,6 +21,7 @@ _PUBLIC = {
     "propose_particles": "locate",
     "locate_particles": "locate",
     "confirm_particles": "locate",
+    "smooth_tracks": "smooth",
     "align_stacks": "align",
     "fit_edges": "xanes",
     "normalize_stack": "xanes",

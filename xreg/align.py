@@ -1,4 +1,4 @@
-"""Stage 6: every particle's own registered stack, resampled once from the optical density."""
+"""Stage 7: every particle's own registered stack, resampled once from the optical density."""
 
 import dask.array as da
 import numpy as np

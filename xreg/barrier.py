@@ -72,14 +72,7 @@ def measure_tracks(job: Job, *, lazy: bool, reference_particle: int | None = Non
     ValueError
         If the reference particle was not found. Nothing is written then.
     """
-    from xreg.locate import confirm_particles
-    from xreg.motion import measure_motion
-
-    candidates = store.open_store(f"{job.out}/{CANDIDATES}").load()
-    tables = confirm_particles(candidates.drop_vars("located"), candidates["located"])
-    if reference_particle is not None:
-        check_reference(tables, reference_particle)
-    motion = measure_motion(tables, reference_particle=reference_particle)
+    tables, motion = _measure(job, reference_particle)
     tables = tables.merge(motion, compat="override", join="exact")
     kept = [name for name in tables if name in RESULT or name in ("scale", "noise", "background")]
     tables = tables[kept].assign_attrs(half=tables.sizes["y"] // 2, lazy=lazy)
@@ -95,15 +88,21 @@ def divide_motion(job: Job, reference_particle: int | None) -> None:
 
     Nothing else of the result depends on it, so that nothing else is done again.
     """
+    _, motion = _measure(job, reference_particle)
+    store.write_tables(job.out, describe(motion[["rigid", "nonrigid"]].drop_vars(motion.coords), RESULT))
+
+
+def _measure(job: Job, reference_particle: int | None) -> tuple[xr.Dataset, xr.Dataset]:
+    """Confirmed particles with their paths, and their motion."""
     from xreg.locate import confirm_particles
     from xreg.motion import measure_motion
+    from xreg.smooth import smooth_tracks
 
     candidates = store.open_store(f"{job.out}/{CANDIDATES}").load()
-    tables = confirm_particles(candidates.drop_vars("located"), candidates["located"])
+    tables = smooth_tracks(confirm_particles(candidates.drop_vars("located"), candidates["located"]))
     if reference_particle is not None:
         check_reference(tables, reference_particle)
-    motion = measure_motion(tables, reference_particle=reference_particle)
-    store.write_tables(job.out, describe(motion[["rigid", "nonrigid"]].drop_vars(motion.coords), RESULT))
+    return tables, measure_motion(tables, reference_particle=reference_particle)
 
 
 def check_reference(tables: xr.Dataset, particle: int) -> None:

@@ -7,10 +7,10 @@ the electrode deforms about every particle.
 import numpy as np
 import xarray as xr
 
-from xreg.kernels.geometry import pixel_scale, to_reference
-from xreg.kernels.kinematics import common_motion, first_sighting, path_length, position_noise, rates, since_first
+from xreg.kernels.kinematics import common_motion, first_sighting, path_length, rates, since_first
 from xreg.kernels.strain import finite_strain, local_deformation, neighbour_lists
 from xreg.kernels.vibration import OVERSAMPLED, false_alarm_power, frequencies, periodogram
+from xreg.places import reference_positions, standard_errors
 from xreg.schema import AXES, RESULT, describe, validate
 
 #: Part of the frames that must tell the stage's place for the background to define the rigid motion.
@@ -68,14 +68,14 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
         is missing; if the reference particle is not among the tracks; if the pixel size is not positive.
     """
     validate(tracks, RESULT, "position")
-    place = _reference_position(tracks)
+    place = reference_positions(tracks)
     first = first_sighting(place)
     displacement = since_first(place, first)
     velocity, acceleration = rates(place, np.arange(place.shape[1], dtype=np.float64))
     distance = path_length(place)
     rigid, fixed, definition = _rigid(tracks, place, displacement, reference_particle)
     still = since_first(np.broadcast_to(rigid, place.shape), first)
-    sigma = _sigma(tracks, place)
+    sigma = standard_errors(tracks, place)
     motion = xr.Dataset(
         {
             "position_sigma": (_VECTOR, sigma),
@@ -223,7 +223,7 @@ def measure_strain(tracks: xr.Dataset, *, reference: int | None = None, neighbou
     Falk and Langer 1998, doi:10.1103/PhysRevE.57.7192.
     """
     validate(tracks, RESULT, "position")
-    place = _reference_position(tracks)
+    place = reference_positions(tracks)
     seen = np.isfinite(place).all(-1).sum(axis=0)
     if reference is None:
         reference = int(seen.argmax()) if seen.size else 0
@@ -234,7 +234,7 @@ def measure_strain(tracks: xr.Dataset, *, reference: int | None = None, neighbou
         msg = f"neighbours is {neighbours}; need at least 2, or None for those of the Delaunay triangulation."
         raise ValueError(msg)
     before = slice(reference, reference + 1)
-    sigma = _sigma(tracks, place)
+    sigma = standard_errors(tracks, place)
     home = place[:, reference] if seen.size else np.full((len(place), 2), np.nan)
     lists = neighbour_lists(home, neighbours)
     found = local_deformation(home, place - home[:, None], np.hypot(sigma, sigma[:, before]), lists)
@@ -263,32 +263,6 @@ def _ascending(when: np.ndarray, part: np.ndarray) -> np.ndarray:
     part = part[np.isfinite(when[part])]
     latest = np.maximum.accumulate(np.concatenate([[-np.inf], when[part][:-1]]))[: len(part)]
     return part[when[part] > latest]
-
-
-def _sigma(tracks: xr.Dataset, place: np.ndarray) -> np.ndarray:
-    """Standard error of every position (particles, frames, 2), as given, or else from their scatter."""
-    noise = position_noise(place, tracks["contrast"].values if "contrast" in tracks else None)
-    sigma = np.repeat(noise[..., None], 2, axis=-1)
-    if "position_sigma" not in tracks:
-        return sigma
-    given = tracks["position_sigma"].values
-    return np.where(np.isfinite(given), given, sigma)
-
-
-def _reference_position(tracks: xr.Dataset) -> np.ndarray:
-    """Positions with the magnification undone: (particles, frames, 2)."""
-    magnification = tracks.attrs.get("magnification", "constant")
-    position = np.asarray(tracks["position"].values, dtype=np.float64)
-    # A vector is known or not: half a position is none.
-    position = np.where(np.isfinite(position).all(axis=-1, keepdims=True), position, np.nan)
-    if magnification == "constant":
-        return position
-    for holder, name in ((tracks.coords, "energy"), (tracks.attrs, "frame_shape")):
-        if name not in holder:
-            msg = f"tracks have magnification {magnification!r} but no {name}; need it to undo the magnification."
-            raise ValueError(msg)
-    scale = pixel_scale(tracks["energy"].values, magnification, tracks.attrs.get("pixel_size_energy_ev"))
-    return to_reference(position, scale, tuple(tracks.attrs["frame_shape"]))
 
 
 def _rigid(

@@ -288,6 +288,25 @@ def position_noise(position: np.ndarray, contrast: np.ndarray | None = None) -> 
     return np.where(seen, np.maximum(noise, _LEAST_NOISE), np.nan)
 
 
+def scatter(path: np.ndarray) -> np.ndarray:
+    """Standard error of the points of one path, from its second differences, the same for all.
+
+    Parameters
+    ----------
+    path : array, shape (frames, 2), px
+        NaN where not known.
+
+    Returns
+    -------
+    array, shape (frames, 2), px
+        NaN where the path is, or where it has no three points in a row.
+    """
+    bend = path[:-2] - 2 * path[1:-1] + path[2:]
+    bend = np.abs(bend[np.isfinite(bend)])
+    noise = max(1.4826 * float(np.median(bend)) / np.sqrt(6), _LEAST_NOISE) if bend.size else np.nan
+    return np.where(np.isfinite(path), noise, np.nan)
+
+
 def _bends(position: np.ndarray) -> np.ndarray:
     """Second differences (p, f - 2, 2) of positions (p, f, 2), less those of the median particle."""
     bend = position[:, :-2] - 2 * position[:, 1:-1] + position[:, 2:]
