@@ -1,7 +1,7 @@
 """Motion of particles from their positions: rates, path, and the part that all of them share."""
 
 import numpy as np
-from scipy.ndimage import median_filter
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.sparse.csgraph import connected_components
 
 #: Frames, evenly spread, on which particles are compared with each other, and particles that are so compared.
@@ -15,9 +15,10 @@ _QUORUM = 0.1
 _FEWEST_FRAMES, _FEWEST_SHARED = 12, 0.33
 #: 80 % quantile of the distance from the centre of a two-dimensional normal distribution of unit width.
 _RAYLEIGH_80 = float(np.sqrt(-2 * np.log(0.2)))
-#: Sightings of at least this share of a particle's highest contrast are its best; the usual area is the median of so
-#: many of them; it is the same up to this part, if they do not scatter more.
-_BEST_SEEN, _USUAL_OVER, _SAME_AREA = 0.6, 101, 0.03
+#: Frames of at least this share of the highest contrast show particles best; the usual area is the median of these
+#: sightings, an eighth of them to either side, but so many at least and at most, and so many at the ends; it is the
+#: same up to this part, if they do not scatter more.
+_BEST_SEEN, _USUAL_OVER, _AT_ENDS, _SAME_AREA = 0.6, (7, 50), 3, 0.03
 #: Weight, in the fit, of particles that deform: they decide only where no other is seen.
 _OUTSIDER = 1e-6
 #: Smallest noise of a position that is believed, and that which is assumed where it cannot be had, in px.
@@ -166,16 +167,41 @@ def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) 
         0 where the region is the usual one or nothing is seen; infinite where the field of view cuts it.
     """
     doubt, every = np.where(cut & np.isfinite(area), np.inf, 0.0), np.arange(area.shape[1])
-    for ours, strength, row in zip(area, contrast, doubt, strict=True):
-        known = np.flatnonzero(np.isfinite(ours) & np.isfinite(strength) & (row == 0))
+    strong = _strong_frames(contrast)
+    for ours, row in zip(area, doubt, strict=True):
+        known = np.flatnonzero(np.isfinite(ours) & (row == 0))
         if not known.size:
             continue
-        best = known[strength[known] >= _BEST_SEEN * np.quantile(strength[known], 0.95)]
-        usual = np.interp(every, best, median_filter(ours[best], min(_USUAL_OVER, best.size), mode="nearest"))
+        best = known[strong[known]] if strong[known].any() else known
+        usual = np.interp(every, best, _running_median(ours[best]))
         off = np.abs(ours / usual - 1)
         odd = known[off[known] > max(_SAME_AREA, 3 * 1.4826 * np.median(off[best]))]
         row[odd] = 0.5 + 2 * off[odd] * np.sqrt(usual[odd] / np.pi)
     return doubt
+
+
+def _strong_frames(contrast: np.ndarray) -> np.ndarray:
+    """Frames (f,) in which particles stand out best, by how they do beside what each of them (p, f) usually does."""
+    if not np.isfinite(contrast).any():
+        return np.ones(contrast.shape[1], dtype=bool)
+    seen = contrast[np.isfinite(contrast).any(axis=1)]
+    relative = seen / np.nanmedian(seen, axis=1, keepdims=True)
+    shown = np.isfinite(relative).any(axis=0)
+    frame = np.full(shown.shape, -np.inf)
+    frame[shown] = np.nanmedian(relative[:, shown], axis=0)
+    return frame >= _BEST_SEEN * np.quantile(frame[shown], 0.95)
+
+
+def _running_median(values: np.ndarray) -> np.ndarray:
+    """Median of the values (n,) about each; at either end of fewer, so that it follows what grows."""
+    n = len(values)
+    inner = int(np.clip(n // 8, *_USUAL_OVER))
+    place, medians = np.arange(n), np.empty(n)
+    for half, where in ((_AT_ENDS, slice(None)), (inner, (place >= inner) & (place < n - inner))):
+        width = min(2 * half + 1, n)
+        about = np.median(sliding_window_view(values, width), axis=1)
+        medians[where] = about[np.clip(place[where] - half, 0, n - width)]
+    return medians
 
 
 def whole_places(position: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,9 +10,9 @@ frame t and axis::
 The background is one of those that move; m is free in every frame. `level` and `slope` are white noise, and how large
 they are is what is most likely for this particle: its path may be a straight line, a smooth curve or a random walk, and
 where its positions say that it moves from frame to frame by more than their errors, nothing is smoothed. A particle
-that jumps, once, is recognised by the disturbance that this takes, and its path is cut there; a position far off the
-path that those before and behind it do not follow is an error of the fit, and is left out (auxiliary residuals).
-Several such together are a motion that the path knows nothing of: they stay where they were measured.
+that jumps, once, is recognised by the disturbance that this takes, and its path is cut there; up to three positions far
+off the path that those before and behind do not follow are errors of the fit, and are left out (auxiliary residuals).
+More such together are a motion that the path knows nothing of: they stay where they were measured.
 
 Errors e come in two parts. One is another in every frame and is averaged out: `share` of the variance that the fit
 claims, again what is most likely. Of the rest most, such as errors of the templates, is the same for many frames; it
@@ -47,8 +47,8 @@ _ROUNDS, _TURNS = 3, 3
 #: A jump, or an error of the fit, is one of which the square over both axes is this many times its variance: for noise
 #: alone the odds are 3e-7 for each position.
 _EVENT = 30.0
-#: Frames about the largest of several such in which the others are its shadow.
-_APART = 3
+#: Frames about the largest of several such in which the others are its shadow; so many together are errors at most.
+_APART, _SHORT = 3, 3
 #: Variances of a place and a speed (per frame) of which nothing is known, over the usual variance of the positions.
 _ANY_PLACE, _ANY_SPEED = 1e10, 1e6
 #: Numbers that a pass may keep in memory.
@@ -116,7 +116,7 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
     error = np.where(left_out[:, None], error, np.minimum(error, share * variance))
     error += np.maximum(_STAYS * (1 - share), _LEAST_STAYS) * variance
     off = np.nan_to_num(((place - motion - path.place) ** 2 / variance).sum(axis=1)) > _EVENT
-    placed = known & ~(off & ~(left_out & _alone(off | left_out | cut)))
+    placed = known & ~(off & ~(left_out & _few(off | left_out, cut)))
     smooth, wide = position.copy(), sigma.copy()
     smooth[rows] = np.where(placed[..., None], np.moveaxis(path.place + motion, 1, -1), position[rows])
     wide[rows] = np.where(placed[..., None], np.moveaxis(np.sqrt(error), 1, -1), sigma[rows])
@@ -196,9 +196,11 @@ def _events(path: _Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cut, left_out
 
 
-def _alone(events: np.ndarray) -> np.ndarray:
-    """Where at most one of (n, f) events happens within some frames."""
-    return convolve1d(events.astype(int), np.ones(2 * _APART + 1, dtype=int), axis=-1, mode="constant") < 2
+def _few(errors: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Where at most three of (n, f) errors, and no cut of the path, happen within some frames."""
+    around = np.ones(2 * _APART + 1, dtype=int)
+    near, cuts = (convolve1d(a.astype(int), around, axis=-1, mode="constant") for a in (errors, cut))
+    return (near <= _SHORT) & (cuts == 0)
 
 
 def _smooth(own: np.ndarray, variance: np.ndarray, used: np.ndarray, cut: np.ndarray, model: _Model) -> _Path:
