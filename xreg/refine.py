@@ -10,7 +10,8 @@ from scipy import ndimage
 from xreg.chunks import whole_frames
 from xreg.kernels.moments import centre_of_mass, single_contour
 from xreg.kernels.resample import sample_window
-from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_regions
+from xreg.kernels.rim import extend_to_rim
+from xreg.kernels.rois import contour_contrast, other_regions, region_pictures, region_windows, split_regions
 from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, ROIS, THUMBNAIL_SIZE, check_alike, describe, validate
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ MIN_AREA = 80.0
 #: With the shipped weights, 24 frames at each of four noise levels of `benchmarks/detection.py`: of 366 contours on a
 #: particle 5 fall below it, all at 20 and 30 % noise; of 30 inventions 25 do.
 MIN_SIGNIFICANCE = 10.0
+#: Samples about other regions and invalid pixels that do not tell where a particle begins.
+_ASIDE = 4
 #: A contour that lies inside a larger one by more than this share is a part of it, such as a denser grain.
 MAX_INSIDE = 0.85
 
@@ -84,7 +87,8 @@ def refine_block(
             continue
         pictures, levels = region_pictures(density, found, labels, windows, CONTOUR_SIZE)
         contours = soft_contours(pictures, weights, device)
-        regions = zip(pictures, contours, windows, levels, strict=True)
+        others = other_regions(found, labels, windows, pictures[:, 1])
+        regions = zip(pictures, contours, others, windows, levels, strict=True)
         records = [_measure(*region, float(noise[frame])) for region in regions]
         kept = _drop_doubles([r for r in records if r["roi_area"] >= MIN_AREA
                               and r["roi_significance"] >= MIN_SIGNIFICANCE])
@@ -151,12 +155,14 @@ def _field(packed: da.Array, name: str) -> da.Array:
 
 
 def _measure(
-    picture: np.ndarray, contour: np.ndarray, window: np.ndarray, levels: np.ndarray, noise: float
+    picture: np.ndarray, contour: np.ndarray, others: np.ndarray, window: np.ndarray, levels: np.ndarray, noise: float
 ) -> np.ndarray:
     """One record: the region's single contour, its moments, contrast and thumbnail."""
     record = empty_rois(1, 1)[0, 0]
     spacing = window[2]
-    stored = np.rint(255 * single_contour(contour, picture[1])).astype(np.uint8)
+    free = ~ndimage.binary_dilation((others > 0.2) | (picture[2] < 0.5), iterations=_ASIDE)
+    contour = extend_to_rim(picture[0], single_contour(contour, picture[1]), free)
+    stored = np.rint(255 * contour).astype(np.uint8)
     contour = stored / 255.0
     mass, centre = centre_of_mass(contour)
     if not mass:

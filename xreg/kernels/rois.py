@@ -113,6 +113,15 @@ def region_pictures(
     return pictures, levels
 
 
+def other_regions(particle_map: np.ndarray, labels: np.ndarray, windows: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Particle map of all other regions in each region's window, (regions, n, n).
+
+    Arguments as for `region_pictures`, and `own`, the map of each region alone that it gives.
+    """
+    every = np.where(labels > 0, particle_map, 0).astype(np.float32)
+    return np.array([sample_window(every, window, own.shape[-1]) for window in windows]) - own
+
+
 def contour_contrast(
     density: np.ndarray, contour: np.ndarray, valid: np.ndarray, noise: float
 ) -> tuple[float, float]:
