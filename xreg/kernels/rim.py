@@ -26,7 +26,7 @@ _INSIDE, _OUTSIDE = 0.4, 6
 #: Samples that one bin of distances must have.
 _FEWEST = 12
 #: Samples that are alike, by blur and texture; and the part of the contrast by which no particle is like the model.
-_ALIKE, _UNLIKE = 9.0, 0.01
+_ALIKE, _UNLIKE = 50.0, 0.01
 
 
 def extend_to_rim(density: np.ndarray, contour: np.ndarray, usable: np.ndarray) -> np.ndarray:
