@@ -304,8 +304,8 @@ def _line_pictures(result: "xr.Dataset") -> list[_Picture]:
         ),
         _Picture(
             "Non-rigid part", ("nonrigid",), lambda: plot.plot_trajectories(result, "nonrigid"),
-            "The same without the shared motion: smooth curves are deformation, jitter from frame to frame "
-            "is mostly error of the positions.",
+            "The same without the shared motion: deformation. Curves are the most likely paths, dots what single "
+            "frames say; dots that leave a curve together would be motion that the path does not follow.",
         ),
         _Picture(
             "Path length and velocity", ("distance", "velocity"), lambda: plot.plot_motion(result),

@@ -47,7 +47,8 @@ _ROUNDS, _TURNS = 3, 3
 #: A jump, or an error of the fit, is one of which the square over both axes is this many times its variance: for noise
 #: alone the odds are 3e-7 for each position.
 _EVENT = 30.0
-#: Frames about the largest of several such in which the others are its shadow; so many together are errors at most.
+#: Frames to either side in which errors are compared, and events are the shadow of the largest; so many together are
+#: errors at most.
 _APART, _SHORT = 3, 3
 #: Variances of a place and a speed (per frame) of which nothing is known, over the usual variance of the positions.
 _ANY_PLACE, _ANY_SPEED = 1e10, 1e6
@@ -114,7 +115,7 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
     share = model.share[:, None, None]
     error = path.variance + 1 / total
     error = np.where(left_out[:, None], error, np.minimum(error, share * variance))
-    error += np.maximum(_STAYS * (1 - share), _LEAST_STAYS) * variance
+    error += np.maximum(_STAYS * (1 - share), _LEAST_STAYS) * np.minimum(variance, _nearby(variance, known))
     off = np.nan_to_num(((place - motion - path.place) ** 2 / variance).sum(axis=1)) > _EVENT
     placed = known & ~(off & ~(left_out & _few(off | left_out, cut)))
     smooth, wide = position.copy(), sigma.copy()
@@ -194,6 +195,14 @@ def _events(path: _Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if not (cut[p, about] | left_out[p, about]).any():
                 (cut if path.steps[p, t] >= path.positions[p, t] else left_out)[p, t] = True
     return cut, left_out
+
+
+def _nearby(variance: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Harmonic mean of variances (n, 2, f) over some frames: of errors that stay no frame has its own."""
+    around = np.ones(2 * _APART + 1)
+    total, count = (convolve1d(np.where(known[:, None], a, 0.0), around, axis=-1, mode="constant")
+                    for a in (1 / variance, np.ones_like(variance)))
+    return np.where(count > 0, count, np.nan) / np.where(count > 0, total, 1.0)
 
 
 def _few(errors: np.ndarray, cut: np.ndarray) -> np.ndarray:

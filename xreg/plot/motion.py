@@ -24,8 +24,8 @@ def plot_trajectories(result: "xr.Dataset", quantity: str = "displacement") -> F
     Parameters
     ----------
     result : Dataset
-        The quantity, `rigid` and `position_sigma` (drawn as a band of two standard errors) where they are
-        there.
+        The quantity; where they are there `rigid`, `position_sigma` (drawn as a band of two standard errors) and, with
+        the non-rigid motion, `position` and `measured_position`: dots are what single frames say.
     quantity : {"displacement", "nonrigid"}
 
     Raises
@@ -46,6 +46,9 @@ def plot_trajectories(result: "xr.Dataset", quantity: str = "displacement") -> F
             line, band = moved[p, :, i], 2 * sigma[p, :, i]
             ax.plot(frame, line, color=colour, lw=0.9, label=f"{p}")
             ax.fill_between(frame, line - band, line + band, color=colour, alpha=0.25, lw=0)
+            if quantity == "nonrigid" and "measured_position" in result:
+                off = (result["measured_position"] - result["position"]).values[p, :, i]
+                ax.plot(frame, line + off, ".", color=colour, ms=1.5, alpha=0.5)
         if quantity == "displacement" and "rigid" in result:
             ax.plot(frame, _since_first(result["rigid"].values)[:, i], color="black", lw=1.3, label="rigid")
         ax.set_ylabel(f"{_LABELS[quantity]} {name} (px)")
