@@ -59,8 +59,8 @@ QUICK = ("absolute-template", "relative-template", "phase-correlation", "normali
 SLOW = tuple(name for name in baselines.METHODS if name not in QUICK)
 FLOWS = ("optical-flow-tvl1", "optical-flow-ilk")
 COLUMNS = ("method", "where", "frames", "rms", "p95", "pre_edge", "tracked", "seconds", "rigid", "bound", "bound_ratio",
-           "bound_pre_edge", "sigma_ratio", "switches", "invented", "found", "worst_tracked", "ssim", "ssim_variance",
-           "difference", "correlation", "flow")
+           "bound_pre_edge", "measured", "sigma_ratio", "switches", "invented", "found", "worst_tracked", "ssim",
+           "ssim_variance", "difference", "correlation", "flow")
 #: Greatest numbers that all distortions together should leave, by counts.
 GOALS = {9000: {"rms": 0.06, "p95": 0.12, "pre_edge": 0.08, "bound_ratio": 2.0}, 1500: {"rms": 0.14},
          300: {"rms": 0.32}, 100: {}}
@@ -185,7 +185,8 @@ def registered(result: xr.Dataset, truth: xr.Dataset, bounds: np.ndarray) -> dic
     bound = scoring.rms(bounds)
     return {"method": "xreg", "where": "particle", "frames": e.frames, "rms": e.position_rms, "p95": e.position_p95,
             "pre_edge": e.position_rms_pre_edge, "tracked": e.seen_fraction, "worst_tracked": e.seen_fraction_min,
-            "rigid": e.rigid_rms, "sigma_ratio": e.position_sigma_ratio, "switches": e.identity_switches,
+            "rigid": e.rigid_rms, "measured": e.position_rms_measured, "sigma_ratio": e.position_sigma_ratio,
+            "switches": e.identity_switches,
             "invented": e.inventions, "found": e.particles_found, "bound": bound,
             "bound_ratio": e.position_rms / bound if e.position_rms else None,
             "bound_pre_edge": scoring.rms(bounds[:, before])}
@@ -290,7 +291,8 @@ def show(name: str, rows: list[dict]) -> None:
     ours, oracle = (next((r for r in rows if r["method"] == m), None) for m in ("xreg", "oracle"))
     if ours:
         others = min((r["rigid"] for r in rows if r["where"] == "frame" and "rigid" in r), default=np.nan)
-        print(f"  xreg: error / sigma {ours.get('sigma_ratio', np.nan):.2f}, rigid {ours.get('rigid', np.nan):.3f} px "
+        print(f"  xreg: single frames {ours.get('measured', np.nan):.3f} px, "
+              f"error / sigma {ours.get('sigma_ratio', np.nan):.2f}, rigid {ours.get('rigid', np.nan):.3f} px "
               f"(best conventional one {others:.3f}), "
               f"identities switched {ours['switches']:.0f}, invented {ours['invented']:.0f}, "
               f"found {ours['found']:.0f}; Cramer-Rao bound {ours['bound']:.3f} px, "

@@ -64,6 +64,7 @@ class Evaluation:
     seen_fraction: float | None = None
     seen_fraction_min: float | None = None
     position_rms: float | None = None
+    position_rms_measured: float | None = None
     position_p95: float | None = None
     position_rms_y: float | None = None
     position_rms_x: float | None = None
@@ -122,6 +123,7 @@ _ROWS = (
     ("seen_fraction", "frames in which a particle is seen", "{:.2%}"),
     ("seen_fraction_min", "the same, worst particle", "{:.2%}"),
     ("position_rms", "position error, RMS", "{:.4f} px"),
+    ("position_rms_measured", "the same of positions from single frames", "{:.4f} px"),
     ("position_p95", "position error, 95th percentile", "{:.4f} px"),
     ("position_rms_y", "position error along y, RMS", "{:.4f} px"),
     ("position_rms_x", "position error along x, RMS", "{:.4f} px"),
@@ -263,6 +265,10 @@ def _positions(result: "xr.Dataset", truth: "xr.Dataset", matches: dict[int, int
         "position_rms_y": scoring.rms(error[..., 0]),
         "position_rms_x": scoring.rms(error[..., 1]),
     }
+    if "measured_position" in result:
+        single = _values(result["measured_position"])
+        errors = [_length(_centred(single[r] - true_tracks[q])) for q, r in matches.items()]
+        numbers["position_rms_measured"] = scoring.rms(np.concatenate(errors))
     edge = _true_edge(truth)
     if edge is not None and "energy" in truth.variables:
         before = _values(truth["energy"]) < edge - PRE_EDGE_MARGIN_EV
