@@ -59,6 +59,27 @@ def test_gaps_stay_gaps_and_errors_that_are_not_known_are_told_from_the_scatter(
     assert "stage" not in smooth
 
 
+@pytest.mark.parametrize("claimed", [0.01, 0.004])
+def test_a_stage_that_is_known_well_stays_so_where_particles_come_and_go(claimed):
+    tracks, true, stage = planted(particles=8)
+    rng = np.random.default_rng(5)
+    tracks["position"].values[rng.random((8, FRAMES)) < 0.3] = np.nan
+    tracks["stage"].values[:] = stage + rng.normal(0, 0.01, stage.shape)
+    tracks["stage_sigma"] = tracks["stage"].copy(data=np.full(stage.shape, claimed))
+    smooth = smooth_tracks(tracks)
+    assert rms(smooth["stage"].values, stage) < 1.1 * rms(tracks["stage"].values, stage)
+    assert rms(smooth["position"].values, true) < 0.6 * NOISE
+
+
+def test_positions_without_an_energy_stay():
+    tracks, _, _ = planted()
+    tracks["energy"].values[40:43] = np.nan
+    tracks.attrs = {"magnification": "proportional-to-energy", "pixel_size_energy_ev": 8333.0, "frame_shape": [480, 460]}
+    smooth = smooth_tracks(tracks)
+    np.testing.assert_array_equal(smooth["position"][:, 40:43], tracks["position"][:, 40:43])
+    assert np.isfinite(smooth["position"]).all()
+
+
 def test_magnification_is_no_motion():
     tracks, _, _ = planted()
     shape, scale = (480, 460), tracks["energy"].values / 8333.0

@@ -216,14 +216,14 @@ def locate_block(
     -------
     ndarray, shape (particles + 1, n, 6)
         Position, its standard errors, contrast over the template's and its standard error, as in `Located`; in the last
-        row the place of the stage. NaN where nothing is known.
+        row the place of the stage and its standard errors. NaN where nothing is known.
     """
     rows = np.full((len(start) + 1, len(optical_density), 6), np.nan)
     for k, density in enumerate(optical_density):
         if np.isfinite(density).any():
             found: Located = locate_in_frame(density, start[:, k], guessed[:, k], stage[k], float(scale[k]), layers)
             rows[:-1, k] = np.column_stack([found.position, found.sigma, found.contrast, found.contrast_sigma])
-            rows[-1, k, :2] = found.stage
+            rows[-1, k, :4] = *found.stage, *found.stage_sigma
     return rows
 
 
@@ -295,8 +295,9 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     -------
     Dataset
         The candidates that are kept, with `position`, `position_sigma` (px, from the fit; where that failed NaN, or see
-        above), `stage` (frame, axis), px at the reference energy, NaN where the background does not show it, and
-        `edge_jump` and `edge_jump_sigma` (particle) (see `xreg.kernels.absorption.edge_jump`).
+        above), `stage` (frame, axis), px at the reference energy, NaN where the background does not show it, with its
+        standard error `stage_sigma`, and `edge_jump` and `edge_jump_sigma` (particle) (see
+        `xreg.kernels.absorption.edge_jump`).
     """
     located = np.asarray(located)
     coarse = candidates["position"].values
@@ -331,6 +332,7 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     confirmed = candidates.drop_vars(["start", "guessed", "doubtful", "stage"], errors="ignore").assign(
         position=candidates["position"].copy(data=position), position_sigma=(candidates["position"].dims, sigma))
     confirmed["stage"] = (("frame", "axis"), located[-1, :, :2])
+    confirmed["stage_sigma"] = (("frame", "axis"), located[-1, :, 2:4])
     jump, jump_sigma = _edge_jump(candidates, contrast, error)
     confirmed = confirmed.assign(edge_jump=("particle", jump), edge_jump_sigma=("particle", jump_sigma))
     confirmed = confirmed.isel(particle=kept).assign_coords(particle=np.arange(len(kept)), axis=list(AXES))

@@ -9,6 +9,9 @@ from xreg.kernels.smoothing import smooth_paths
 from xreg.places import frame_shape, reference_positions, scale_of, standard_errors
 from xreg.schema import RESULT, describe, validate
 
+#: The stage's least standard error that is told from its scatter, px, and by how much fits may claim too little.
+_LEAST, _MOST_TIMES = 0.005, 3.0
+
 
 def smooth_tracks(tracks: xr.Dataset) -> xr.Dataset:
     """Make the most likely path of every particle from its positions in single frames.
@@ -16,21 +19,21 @@ def smooth_tracks(tracks: xr.Dataset) -> xr.Dataset:
     In each frame all particles, and the background, share one motion, which may be any; what a particle moves beside
     that is as smooth as its own positions say (see `kernels.smoothing`): a straight line is fitted as one, and a
     particle that shakes by more than its standard errors stays where it was measured. The paper takes every frame for
-    itself. This computes; it is cheap.
+    itself. This computes, in time proportional to particles times frames: 45 particles in 6435 frames take a minute.
 
     Parameters
     ----------
     tracks : Dataset
         `position` (particle, frame, axis), raw px, NaN where not seen; if at hand `position_sigma`, its standard error,
-        and `stage` (frame, axis), place of the background in px at the reference energy. Coordinates and attributes as
-        for `measure_motion`.
+        and `stage` and `stage_sigma` (frame, axis), place of the background in px at the reference energy. Coordinates
+        and attributes as for `measure_motion`.
 
     Returns
     -------
     Dataset
-        The tracks with new `position`, `position_sigma` and `stage`, NaN where they were. What was measured in each
-        frame alone is kept as `measured_position` and `measured_position_sigma`. Nothing changes for particles of fewer
-        than twenty sightings.
+        The tracks with new `position`, `position_sigma`, `stage` and `stage_sigma`, NaN where they were. What was
+        measured in each frame alone is kept as `measured_position` and `measured_position_sigma`. Nothing changes for
+        particles of fewer than twenty sightings, nor where the energy is not known but needed.
 
     Raises
     ------
@@ -43,13 +46,32 @@ def smooth_tracks(tracks: xr.Dataset) -> xr.Dataset:
     sigma = standard_errors(tracks, place)
     shared, _ = common_motion(place)
     stage = tracks["stage"].values if "stage" in tracks else np.full(shared.shape, np.nan)
+    stage_sigma = _stage_sigma(tracks, stage, place, sigma)
     paths = smooth_paths(np.concatenate([place, stage[None]]),
-                         np.concatenate([sigma * scale[:, None], scatter(stage - shared)[None]]), shared)
-    dims = tracks["position"].dims
+                         np.concatenate([sigma * scale[:, None], stage_sigma[None]]), shared)
+    dims, measured = tracks["position"].dims, tracks["position"].values
     smooth = to_raw(paths.position[:-1], scale, frame_shape(tracks))
     found = tracks.assign(
-        measured_position=(dims, tracks["position"].values), measured_position_sigma=(dims, sigma),
-        position=tracks["position"].copy(data=smooth), position_sigma=(dims, paths.sigma[:-1] / scale[:, None]))
+        measured_position=(dims, measured), measured_position_sigma=(dims, sigma),
+        position=tracks["position"].copy(data=np.where(np.isfinite(smooth), smooth, measured)),
+        position_sigma=(dims, paths.sigma[:-1] / scale[:, None]))
     if "stage" in tracks:
-        found["stage"] = (tracks["stage"].dims, paths.position[-1])
+        found = found.assign({name: (tracks["stage"].dims, values[-1])
+                              for name, values in (("stage", paths.position), ("stage_sigma", paths.sigma))})
     return describe(found, RESULT)
+
+
+def _stage_sigma(tracks: xr.Dataset, stage: np.ndarray, place: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """Standard error of the stage's place (frames, 2): as given, perhaps some times larger, or else from its scatter.
+
+    The scatter is that against single particles, less their own errors; the steadiest of them counts. What they share
+    would jump where one of them is not seen. A fit to a noisy picture of the background claims too little.
+    """
+    apart = [scatter(stage - path) ** 2 - np.nanmedian(own**2) for path, own in zip(place, sigma, strict=True)
+             if np.isfinite(own).any() and np.isfinite(stage - path).any()]
+    known = [float(np.nanmedian(a)) for a in apart if np.isfinite(a).any()]
+    noise = np.sqrt(max(min(known), _LEAST**2)) if known else np.nan
+    given = tracks["stage_sigma"].values if "stage_sigma" in tracks else np.full(stage.shape, np.nan)
+    claimed = float(np.nanmedian(given)) if np.isfinite(given).any() else np.nan
+    times = np.clip(np.nan_to_num(noise / claimed, nan=1.0), 1.0, _MOST_TIMES)
+    return np.where(np.isfinite(given), given * times, np.where(np.isfinite(stage), noise, np.nan))

@@ -33,8 +33,10 @@ def seen(background, stage, noise=0.0, gain=1.0, seed=0):
 @pytest.mark.parametrize("stage", [(0.0, 0.0), (3.3, -1.7), (-17.4, 12.6)])
 def test_the_stage_is_found_from_afar(background, layers, stage):
     frame = seen(background, stage, noise=0.02, gain=0.9) + np.linspace(0, 0.1, SHAPE[1], dtype=np.float32)
-    found, gain = fit_stage(frame, np.ones(SHAPE, bool), np.zeros(2), 1.0, layers)
+    found, sigma, gain = fit_stage(frame, np.ones(SHAPE, bool), np.zeros(2), 1.0, layers)
     assert found == pytest.approx(stage, abs=0.06)
+    assert (np.abs(found - stage) < 5 * sigma).all()
+    assert (sigma < 0.03).all()
     assert gain == pytest.approx(0.9, abs=0.05)
 
 
@@ -49,7 +51,7 @@ def test_matter_that_was_not_detected_and_moves_on_its_own_does_not_pull_the_sta
     blob = 0.4 * np.exp(-((y - 90) ** 2 + (x - 100) ** 2) / 300.0).astype(np.float32)
     with_blob = Layers(background + blob, layers.known, MARGIN, layers.pictures, layers.contour)
     frame = seen(background, (1.2, -0.6), noise=0.02) + seen(blob, (1.2, 0.9))       # 1.5 px beside the stage
-    found, _ = fit_stage(frame, np.ones(SHAPE, bool), np.zeros(2), 1.0, with_blob)
+    found, _, _ = fit_stage(frame, np.ones(SHAPE, bool), np.zeros(2), 1.0, with_blob)
     assert found == pytest.approx((1.2, -0.6), abs=0.15)
 
 

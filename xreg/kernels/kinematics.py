@@ -169,7 +169,7 @@ def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) 
     doubt, every = np.where(cut & np.isfinite(area), np.inf, 0.0), np.arange(area.shape[1])
     strong = _strong_frames(contrast)
     for ours, row in zip(area, doubt, strict=True):
-        known = np.flatnonzero(np.isfinite(ours) & (row == 0))
+        known = np.flatnonzero((ours > 0) & (row == 0))
         if not known.size:
             continue
         best = known[strong[known]] if strong[known].any() else known
@@ -182,10 +182,11 @@ def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) 
 
 def _strong_frames(contrast: np.ndarray) -> np.ndarray:
     """Frames (f,) in which particles stand out best, by how they do beside what each of them (p, f) usually does."""
-    if not np.isfinite(contrast).any():
-        return np.ones(contrast.shape[1], dtype=bool)
     seen = contrast[np.isfinite(contrast).any(axis=1)]
-    relative = seen / np.nanmedian(seen, axis=1, keepdims=True)
+    usual = np.nanmedian(seen, axis=1, keepdims=True) if seen.size else np.zeros((len(seen), 1))
+    if not (usual > 0).any():
+        return np.ones(contrast.shape[1], dtype=bool)
+    relative = seen[usual[:, 0] > 0] / usual[usual > 0][:, None]
     shown = np.isfinite(relative).any(axis=0)
     frame = np.full(shown.shape, -np.inf)
     frame[shown] = np.nanmedian(relative[:, shown], axis=0)

@@ -47,8 +47,8 @@ class Located(NamedTuple):
         Raw px, and their standard errors.
     contrast, contrast_sigma : ndarray, shape (particles,)
         Of each particle over that of its template.
-    stage : ndarray, shape (2,)
-        Shift of the background, px at the reference energy.
+    stage, stage_sigma : ndarray, shape (2,)
+        Shift of the background, px at the reference energy, and its standard errors.
     """
 
     position: np.ndarray
@@ -56,6 +56,7 @@ class Located(NamedTuple):
     contrast: np.ndarray
     contrast_sigma: np.ndarray
     stage: np.ndarray
+    stage_sigma: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def locate_in_frame(
         Of the measurement.
     """
     open_field = np.isfinite(density) & ~paint(density.shape, start, scale, layers.rims)
-    stage, gain = fit_stage(density, open_field, stage, scale, layers)
+    stage, stage_sigma, gain = fit_stage(density, open_field, stage, scale, layers)
     if np.isfinite(stage).all():
         density = density - np.float32(gain) * background_at(layers, stage, scale, density.shape)
     place = start.copy()
@@ -202,7 +203,7 @@ def locate_in_frame(
                 place[p] = fits[p].position
     position, sigma, contrast, contrast_sigma = (np.array(column) for column in zip(*fits, strict=True)) if fits else (
         np.empty((0, 2)), np.empty((0, 2)), np.empty(0), np.empty(0))
-    return Located(position, sigma, contrast, contrast_sigma, stage)
+    return Located(position, sigma, contrast, contrast_sigma, stage, stage_sigma)
 
 
 def _search_reach(template: Template) -> int:
@@ -314,7 +315,7 @@ def background_at(layers: Layers, stage: np.ndarray, scale: float, shape: tuple[
 
 def fit_stage(
     density: np.ndarray, open_field: np.ndarray, stage: np.ndarray, scale: float, layers: Layers,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Place of the stage, from the open background of a frame.
 
     Found first to a pixel or two by correlation, then by linear fits of the background, its slopes, an offset and a
@@ -334,12 +335,12 @@ def fit_stage(
 
     Returns
     -------
-    stage : ndarray, shape (2,)
-        NaN where the background has too little texture, or too little of it is seen, to tell.
+    stage, sigma : ndarray, shape (2,)
+        And its standard errors. NaN where the background has too little texture, or too little of it is seen, to tell.
     gain : float
         Strength of the background in this frame over that of the layer.
     """
-    unknown = np.full(2, np.nan), 0.0
+    unknown = np.full(2, np.nan), np.full(2, np.nan), 0.0
     if not np.isfinite(stage).all() or open_field.sum() < 1000 or not layers.background.any():
         return unknown
     stage = _search_stage(density, open_field, stage, scale, layers)
@@ -390,7 +391,7 @@ def fit_stage(
             break
     left = values - columns @ found
     sigma = np.sqrt(np.diag(inverse)[1:3] * (left @ left) / len(values)) / gain
-    return (stage, gain) if (sigma < _MOST_STAGE_SIGMA).all() and np.abs(shift).max() < 0.05 else unknown
+    return (stage, sigma, gain) if (sigma < _MOST_STAGE_SIGMA).all() and np.abs(shift).max() < 0.05 else unknown
 
 
 def _search_stage(density, open_field, stage, scale, layers) -> np.ndarray:

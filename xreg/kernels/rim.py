@@ -81,7 +81,10 @@ def _offset(density: np.ndarray, distance: np.ndarray, usable: np.ndarray, radiu
 
 
 def _moved(contour: np.ndarray, distance: np.ndarray, offset: float) -> np.ndarray:
-    """A soft contour whose edge lies so many samples farther out."""
+    """A soft contour whose edge lies so many samples farther out, also where it meets another particle.
+
+    To leave it where it is there costs 0.002 of the overlap with the truth of touching particles.
+    """
     slope = np.stack(np.gradient(ndimage.gaussian_filter(distance, 1.0)))
     # Where distances to two sides meet there is no normal, and far inside nothing to move.
     normal = slope / np.maximum(np.linalg.norm(slope, axis=0), 0.3)

@@ -143,7 +143,7 @@ def _chain_stages(frames, place, stage, scale, bare: Layers) -> np.ndarray:
             known = count > 0
             mean = np.where(known, total / np.maximum(count, 1), 0).astype(np.float32)
             so_far = Layers(mean, known, bare.margin, bare.pictures, bare.contour)
-            fitted, _ = fit_stage(frame, open_field, found[k], float(scale[k]), so_far)
+            fitted, _, _ = fit_stage(frame, open_field, found[k], float(scale[k]), so_far)
             if np.isfinite(fitted).all():
                 found[k], offset = fitted, fitted - stage[k]
         level = np.float32(np.median(frame[open_field]) if open_field.any() else 0)

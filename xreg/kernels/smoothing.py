@@ -10,9 +10,9 @@ frame t and axis::
 The background is one of those that move; m is free in every frame. `level` and `slope` are white noise, and how large
 they are is what is most likely for this particle: its path may be a straight line, a smooth curve or a random walk, and
 where its positions say that it moves from frame to frame by more than their errors, nothing is smoothed. A particle
-that jumps, once, is recognised by the disturbance that this takes, and its path is cut there; up to three positions far
-off the path that those before and behind do not follow are errors of the fit, and are left out (auxiliary residuals).
-More such together are a motion that the path knows nothing of: they stay where they were measured.
+that jumps, once, is recognised by the disturbance that this takes, and its path is cut there; a position far off the
+path, which those before and behind do not follow, is an error of the fit and is left out (auxiliary residuals), also
+two or three that do not agree with each other. Several that agree are a motion: they stay where they were measured.
 
 Errors e come in two parts. One is another in every frame and is averaged out: `share` of the variance that the fit
 claims, again what is most likely. Of the rest most, such as errors of the templates, is the same for many frames; it
@@ -34,16 +34,20 @@ _MODELS = np.array([*product((0.0, *10.0 ** np.arange(-3, 3)), (0.0, *10.0 ** np
                     *product(10.0 ** np.arange(3, 9), (0.0,))])
 #: The path by which the shared motion is begun.
 _BEGUN_BY = (0.0, 0.01)
-#: Least and most of the claimed variance that may be different in every frame. A particle that scatters more than the
-#: upper one says moves: no position is taken farther than its standard error explains.
-_SHARES = 0.3, 2.0
+#: Least and most of the claimed variance that may be different in every frame; the latter where there are so many
+#: sightings, and 1 where there are few, which cannot tell errors from motion. A particle that scatters more moves: no
+#: position is taken farther than its standard error explains.
+_SHARES, _MANY = (0.3, 2.0), 100
 #: Of the claimed variance that is not different in every frame, this part is taken to stay the same over many (fits
 #: claim a little too much where nothing disturbs them); of all of it at least the second.
 _STAYS, _LEAST_STAYS = 0.7, 0.05
 #: Sightings that a path needs.
 _FEWEST = 20
 #: Rounds of models, after the first, and in each so many of paths and shared motion.
-_ROUNDS, _TURNS = 3, 3
+_ROUNDS, _TURNS = 3, 6
+#: Part of the way that is gone in one turn: neighbouring frames answer to each other's steps, so that whole ones may
+#: never settle.
+_PART = 0.6
 #: A jump, or an error of the fit, is one of which the square over both axes is this many times its variance: for noise
 #: alone the odds are 3e-7 for each position.
 _EVENT = 30.0
@@ -52,6 +56,8 @@ _EVENT = 30.0
 _APART, _SHORT = 3, 3
 #: Variances of a place and a speed (per frame) of which nothing is known, over the usual variance of the positions.
 _ANY_PLACE, _ANY_SPEED = 1e10, 1e6
+#: A position is left out only if the path there has no more than so many times its variance.
+_TOLD = 9.0
 #: Numbers that a pass may keep in memory.
 _MOST_NUMBERS = 2**25
 
@@ -86,13 +92,16 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
     Paths
         What has fewer than twenty sightings, or is the only one that has more, stays as it is.
     """
-    known = np.isfinite(position).all(-1) & (np.isfinite(sigma) & (sigma > 0)).all(-1) & np.isfinite(shared).all(-1)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        sure = np.isfinite(sigma**2) & (sigma**2 > 0)
+    known = np.isfinite(position).all(-1) & sure.all(-1) & np.isfinite(shared).all(-1)
     rows = np.flatnonzero(known.sum(axis=1) >= _FEWEST)
     if len(rows) < 2:
         return Paths(position, sigma, shared)
     known = known[rows]
     # Axes are rows of their own from here on: (n, 2, frames).
-    place, variance = (np.moveaxis(np.where(known[..., None], a[rows], np.nan), -1, 1) for a in (position, sigma**2))
+    place, error = (np.moveaxis(np.where(known[..., None], a[rows], np.nan), -1, 1) for a in (position, sigma))
+    variance = error**2
     motion, free = shared.T.copy(), np.ones(place.shape)
     cut, left_out = np.zeros(known.shape, dtype=bool), np.zeros(known.shape, dtype=bool)
     model = _Model.of(np.broadcast_to(_BEGUN_BY, (len(rows), 2)), variance, np.ones(len(rows)))
@@ -105,7 +114,7 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
             # for it, as loudly as the path's prediction of it is good.
             total = path.weight.sum(axis=0)
             total[total <= 0] = np.inf
-            motion = motion + path.score.sum(axis=0) / total
+            motion = motion + _PART * path.score.sum(axis=0) / total
             free = 1 - path.weight / total
         # What looks like an event before the shared motion is known is none.
         if number:
@@ -117,7 +126,9 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
     error = np.where(left_out[:, None], error, np.minimum(error, share * variance))
     error += np.maximum(_STAYS * (1 - share), _LEAST_STAYS) * np.minimum(variance, _nearby(variance, known))
     off = np.nan_to_num(((place - motion - path.place) ** 2 / variance).sum(axis=1)) > _EVENT
-    placed = known & ~(off & ~(left_out & _few(off | left_out, cut)))
+    # A position is left out only where the others say about as well as it would where it should be.
+    told = (path.variance < _TOLD * np.where(known[:, None], variance, 0.0)).all(axis=1)
+    placed = known & ~((off | left_out) & ~(left_out & told & _few(off | left_out, cut)))
     smooth, wide = position.copy(), sigma.copy()
     smooth[rows] = np.where(placed[..., None], np.moveaxis(path.place + motion, 1, -1), position[rows])
     wide[rows] = np.where(placed[..., None], np.moveaxis(np.sqrt(error), 1, -1), sigma[rows])
@@ -157,7 +168,9 @@ def _most_likely(
         squares, logs, count = _likelihood(own[part], variance[part], used[part], cut[part],
                                            *(_MODELS[:, k, None, None] * usual for k in (0, 1)))
         count = count * np.maximum([f[:, u].mean() for f, u in zip(free[part], used[part], strict=True)], 0.1)
-        shares = np.clip(squares / np.maximum(count, 1), *_SHARES)
+        least, most_likely = _SHARES
+        limit = 1 + (most_likely - 1) * np.minimum(used[part].sum(axis=1) / _MANY, 1.0)
+        shares = np.clip(squares / np.maximum(count, 1), least, limit)
         best[part] = (count * np.log(shares) + logs + squares / shares).argmin(axis=0)
         share[part] = np.take_along_axis(shares, best[None, part], axis=0)[0]
     return _Model.of(_MODELS[best], variance, share)
