@@ -74,7 +74,8 @@ def test_a_stage_that_is_known_well_stays_so_where_particles_come_and_go(claimed
 def test_positions_without_an_energy_stay():
     tracks, _, _ = planted()
     tracks["energy"].values[40:43] = np.nan
-    tracks.attrs = {"magnification": "proportional-to-energy", "pixel_size_energy_ev": 8333.0, "frame_shape": [480, 460]}
+    tracks.attrs = {"magnification": "proportional-to-energy", "pixel_size_energy_ev": 8333.0,
+                    "frame_shape": [480, 460]}
     smooth = smooth_tracks(tracks)
     np.testing.assert_array_equal(smooth["position"][:, 40:43], tracks["position"][:, 40:43])
     assert np.isfinite(smooth["position"]).all()

@@ -71,7 +71,8 @@ def _offset(density: np.ndarray, distance: np.ndarray, usable: np.ndarray, radiu
     weight = 1 / (scatter + (_UNLIKE * np.ptp(mean)) ** 2 + 1e-12)
     weight_sum = weight.sum()
     # Background and contrast are those that fit each model best.
-    shape = models[:, known] - (models[:, known] @ weight / weight_sum)[:, None]
+    shape = models[:, known]
+    shape -= (shape @ weight / weight_sum)[:, None]
     curve = mean - mean @ weight / weight_sum
     shared = shape @ (weight * curve)
     gained = np.where(shared > 0, shared**2 / np.maximum(shape**2 @ weight, 1e-12), 0.0)
@@ -95,7 +96,7 @@ def _moved(contour: np.ndarray, distance: np.ndarray, offset: float) -> np.ndarr
 def _models(radius: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges of the bins of distance, samples; offsets that are tried; curves (shapes x offsets, bins)."""
     edges = np.arange(-round(_INSIDE * radius), _OUTSIDE + 1, dtype=float)
-    offsets = np.linspace(-_FARTHEST * radius, _FARTHEST * radius, 81)
+    offsets = np.linspace(-_FARTHEST * radius, _FARTHEST * radius, 41)
     fine = np.arange(-2.0 * radius, 1.5 * radius, 0.1)
     rho = np.clip((radius + fine) / radius, 0, 1)
     middle = (edges[1:] + edges[:-1]) / 2
