@@ -19,7 +19,7 @@ def smooth_tracks(tracks: xr.Dataset) -> xr.Dataset:
     In each frame all particles, and the background, share one motion, which may be any; what a particle moves beside
     that is as smooth as its own positions say (see `kernels.smoothing`): a straight line is fitted as one, and a
     particle that shakes by more than its standard errors stays where it was measured. The paper takes every frame for
-    itself. This computes, in time proportional to particles times frames: 45 particles in 6435 frames take a minute.
+    itself. This computes, in time proportional to particles times frames: 20 particles in 6435 frames take a minute.
 
     Parameters
     ----------
