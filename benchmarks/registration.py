@@ -180,7 +180,8 @@ def register_windows(density: np.ndarray, truth: xr.Dataset, method: str) -> np.
 
 def registered(result: xr.Dataset, truth: xr.Dataset, bounds: np.ndarray) -> dict:
     """Row of xreg."""
-    e = evaluate(result, truth)
+    # Maps, which would have to be fitted, are not asked for.
+    e = evaluate(result.drop_vars([n for n in result if "scan" in result[n].dims]), truth)
     before = truth["energy"].values < _edge(truth) - PRE_EDGE_MARGIN_EV
     bound = scoring.rms(bounds)
     return {"method": "xreg", "where": "particle", "frames": e.frames, "rms": e.position_rms, "p95": e.position_p95,
