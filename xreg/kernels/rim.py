@@ -3,7 +3,7 @@
 The mean optical density at each distance from the contour is compared with what particles of many shapes would show,
 from plates to cones, blurred more or less::
 
-    density(d) = outside + contrast * blur[(1 - rho ** p) ** q],    rho = (r + d) / (r + offset)
+    density(d) = outside + contrast * blur[(1 - rho ** p) ** q],    rho = 1 + (d - offset) / r
 
 with d the distance from the contour, positive outside, and r its radius. All that is not known (shape p and q, blur,
 contrast, background) is averaged over, each by how well it explains the picture, so that where noise leaves it open
