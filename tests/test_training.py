@@ -150,7 +150,7 @@ def test_refiner_trains_both_networks(tmp_path, monkeypatch):
     y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
     discs = torch.stack([(torch.hypot(y - 40 - k, x - 50) < 20).float() for k in range(12)])
     pictures = torch.stack([discs, discs, torch.ones_like(discs)], dim=1)
-    monkeypatch.setattr(refiner, "_samples", lambda *_: [pictures, discs, torch.ones(12)])
+    monkeypatch.setattr(refiner, "simulate_regions", lambda *_: [pictures, discs, torch.ones(12)])
     config = RefinerConfig(epochs=12, low_epoch=3, batch=3, width=2, rate=2e-2, held_out=0.2)
     detector = train_detector(tmp_path / "d", replace(TINY, steps=2, warm_up=2), device="cpu")
     weights = refiner.train_refiner(tmp_path / "r", config, device="cpu", detector=detector)

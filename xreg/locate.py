@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xreg.chunks import whole_frames
-from xreg.kernels.absorption import edge_jump, tabulated_edge
+from xreg.kernels.absorption import edge_jump, expected_contrast, tabulated_edge
 from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
@@ -305,7 +305,7 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     position, sigma, contrast, error = located[:-1, :, :2], located[:-1, :, 2:4], located[:-1, :, 4], located[:-1, :, 5]
     fitted = np.isfinite(position).all(-1)
     doubtful = candidates["doubtful"].values & detected
-    should = _expected_contrast(np.where(detected, contrast, np.nan))
+    should = expected_contrast(np.where(detected, contrast, np.nan))
     least, most = _DOUBTFUL_SHARES
     fitted &= ~(doubtful & ((contrast < least * should) | (contrast > most * should)))
     fitted &= ~_too_far_inward(candidates, position)
@@ -372,23 +372,3 @@ def _edge_jump(candidates: xr.Dataset, contrast: np.ndarray, error: np.ndarray) 
     with np.errstate(all="ignore"):
         seen = edge_jump(outlined, np.abs(outlined / candidates["significance"].values), energy, e0)
     return tuple(np.where(np.isfinite(seen[0]), s, f) for s, f in zip(seen, fitted, strict=True))
-
-
-def _expected_contrast(contrast: np.ndarray) -> np.ndarray:
-    """Contrast that every particle should have in every frame, as far as others tell: (particles, frames).
-
-    The frame's median over particles, times the particle's own median factor; NaN where nothing is known.
-    """
-    if not contrast.size:
-        return contrast
-    with np.errstate(all="ignore"):
-        frame = _nanmedian(contrast, 0)
-        own = _nanmedian(contrast / frame, 1)
-    return own[:, None] * frame
-
-
-def _nanmedian(values: np.ndarray, axis: int) -> np.ndarray:
-    """Median of what is known; NaN where nothing is."""
-    known = np.isfinite(values).any(axis=axis)
-    filled = np.where(np.expand_dims(known, axis), values, 0)
-    return np.where(known, np.nanmedian(filled, axis=axis), np.nan)

@@ -1,4 +1,4 @@
-"""Absorption edges of the elements, and how much of a particle's contrast comes from one."""
+"""Absorption edges of the elements, how much of a particle's contrast comes from one, and how contrasts run over it."""
 
 import numpy as np
 
@@ -52,3 +52,24 @@ def edge_jump(
         behind = np.where(behind > 0, behind, np.nan)
         spread = np.hypot(error_before, before / behind * error_behind) / behind
         return 1 - before / behind, np.where(np.isfinite(before / behind), spread, np.nan)
+
+
+def expected_contrast(contrast: np.ndarray) -> np.ndarray:
+    """Contrast that every particle should have in every frame, as far as others tell: (particles, frames) as given.
+
+    Contrasts run alike: the frame's median over particles, times the particle's own median factor; NaN where nothing is
+    known.
+    """
+    if not contrast.size:
+        return contrast
+    with np.errstate(all="ignore"):
+        frame = _nanmedian(contrast, 0)
+        own = _nanmedian(contrast / frame, 1)
+    return own[:, None] * frame
+
+
+def _nanmedian(values: np.ndarray, axis: int) -> np.ndarray:
+    """Median of what is known; NaN where nothing is."""
+    known = np.isfinite(values).any(axis=axis)
+    filled = np.where(np.expand_dims(known, axis), values, 0)
+    return np.where(known, np.nanmedian(filled, axis=axis), np.nan)

@@ -18,8 +18,13 @@ Errors e come in two parts. One is another in every frame and is averaged out: `
 claims, again what is most likely. Of the rest most, such as errors of the templates, is the same for many frames; it
 stays, and is added to the standard error of the path.
 
-References: Durbin and Koopman 2012, Time Series Analysis by State Space Methods, 2nd ed. (local linear trend, fast
-state smoothing); Harvey and Koopman 1992, doi:10.1080/07350015.1992.10509913 (auxiliary residuals).
+What lies behind a weak particle, or its own template, may pull it to one side by the same length in many frames, the
+more the weaker it is: before the edge, say. Such an error looks like a step of the particle at the edge. It is told
+from one by all frames together: `pull` says how strong it is in each of them, its length is estimated with the path,
+and how large it may be is again what is most likely, if it is surely more likely than none.
+
+References: Durbin and Koopman 2012, Time Series Analysis by State Space Methods, 2nd ed. (see `kernels.trend`); Harvey
+and Koopman 1992, doi:10.1080/07350015.1992.10509913 (auxiliary residuals).
 """
 
 from dataclasses import dataclass
@@ -28,10 +33,15 @@ from itertools import product
 import numpy as np
 from scipy.ndimage import convolve1d
 
+from xreg.kernels.trend import MOST_NUMBERS, Path, likelihood, smooth
+
 #: Variances of level and slope that are tried, over the usual variance of the positions: smooth paths, with or without
 #: some shaking, and paths that shake.
 _MODELS = np.array([*product((0.0, *10.0 ** np.arange(-3, 3)), (0.0, *10.0 ** np.arange(-8, 1))),
                     *product(10.0 ** np.arange(3, 9), (0.0,))])
+#: Variances of the pulls that are tried, over the same, and by how much twice the logarithm of the likelihood must be
+#: larger than without, so that none is found where there is none.
+_BIASES, _BIAS_COST = np.array([0.0, 1.0, 10.0, 100.0]), 6.0
 #: The path by which the shared motion is begun.
 _BEGUN_BY = (0.0, 0.01)
 #: Least and most of the claimed variance that may be different in every frame; the latter where there are so many
@@ -43,8 +53,9 @@ _SHARES, _MANY = (0.3, 2.0), 100
 _STAYS, _LEAST_STAYS = 0.7, 0.05
 #: Sightings that a path needs.
 _FEWEST = 20
-#: Rounds of models, after the first, and in each so many of paths and shared motion.
-_ROUNDS, _TURNS = 3, 6
+#: Rounds of models, at least and at most: they end when twice the logarithm of the likelihood grows by less. In each
+#: so many turns of paths and shared motion.
+_ROUNDS, _SETTLED, _TURNS = (3, 12), 3.0, 6
 #: Part of the way that is gone in one turn: neighbouring frames answer to each other's steps, so that whole ones may
 #: never settle.
 _PART = 0.6
@@ -54,12 +65,8 @@ _EVENT = 30.0
 #: Frames to either side in which errors are compared, and events are the shadow of the largest; so many together are
 #: errors at most.
 _APART, _SHORT = 3, 3
-#: Variances of a place and a speed (per frame) of which nothing is known, over the usual variance of the positions.
-_ANY_PLACE, _ANY_SPEED = 1e10, 1e6
 #: A position is left out only if the path there has no more than so many times its variance.
 _TOLD = 9.0
-#: Numbers that a pass may keep in memory.
-_MOST_NUMBERS = 2**25
 
 
 @dataclass(frozen=True)
@@ -77,15 +84,20 @@ class Paths:
     shared: np.ndarray
 
 
-def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) -> Paths:
+def smooth_paths(
+    position: np.ndarray, sigma: np.ndarray, starts: np.ndarray, pull: np.ndarray | None = None
+) -> Paths:
     """Most likely paths of particles and background.
 
     Parameters
     ----------
     position, sigma : arrays, shape (n, frames, 2), px
         In reference coordinates, and standard errors; NaN where not seen.
-    shared : array, shape (frames, 2), px
-        Motion that all share, to start with; NaN where it is not known.
+    starts : array, shape (k, frames, 2), px
+        Guesses of the motion that all share; NaN where it is not known. The one that leads to the likeliest paths
+        counts.
+    pull : array, shape (n, frames), optional
+        By how much an error that stays moves each position, up to a factor; none by default.
 
     Returns
     -------
@@ -94,22 +106,66 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         sure = np.isfinite(sigma**2) & (sigma**2 > 0)
-    known = np.isfinite(position).all(-1) & sure.all(-1) & np.isfinite(shared).all(-1)
+    known = np.isfinite(position).all(-1) & sure.all(-1) & np.isfinite(starts).all(axis=(0, -1))
     rows = np.flatnonzero(known.sum(axis=1) >= _FEWEST)
     if len(rows) < 2:
-        return Paths(position, sigma, shared)
+        return Paths(position, sigma, starts[0])
     known = known[rows]
     # Axes are rows of their own from here on: (n, 2, frames).
     place, error = (np.moveaxis(np.where(known[..., None], a[rows], np.nan), -1, 1) for a in (position, sigma))
-    variance = error**2
-    motion, free = shared.T.copy(), np.ones(place.shape)
+    sightings = _Sightings(place, error**2, known, np.zeros(known.shape) if pull is None else pull[rows])
+    found = min((_solve(sightings, start.T) for start in starts), key=lambda solution: solution.cost)
+    placed, error = _standard_errors(sightings, found)
+    smoothed, wide = position.copy(), sigma.copy()
+    smoothed[rows] = np.where(placed[..., None], np.moveaxis(found.path.place + found.motion, 1, -1), position[rows])
+    wide[rows] = np.where(placed[..., None], np.moveaxis(error, 1, -1), sigma[rows])
+    return Paths(smoothed, wide, found.motion.T)
+
+
+@dataclass(frozen=True)
+class _Sightings:
+    """Places and variances of their errors, (n, 2, f); where they are known and how strongly pulled, (n, f)."""
+
+    place: np.ndarray
+    variance: np.ndarray
+    known: np.ndarray
+    pull: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Shared motion (2, f), paths beside it, and what they leave: events, (n, f) bool; less is likelier (`cost`)."""
+
+    motion: np.ndarray
+    total: np.ndarray
+    bias: np.ndarray
+    bias_variance: np.ndarray
+    model: "_Model"
+    path: Path
+    cut: np.ndarray
+    left_out: np.ndarray
+    cost: float
+
+
+def _solve(given: _Sightings, motion: np.ndarray) -> _Solution:
+    """Shared motion, models and paths, each from the others in turn."""
+    known, free = given.known, np.ones(given.place.shape)
     cut, left_out = np.zeros(known.shape, dtype=bool), np.zeros(known.shape, dtype=bool)
-    model = _Model.of(np.broadcast_to(_BEGUN_BY, (len(rows), 2)), variance, np.ones(len(rows)))
-    for number in range(1 + _ROUNDS):
+    nothing = np.zeros(len(known))
+    model = _Model.of(np.broadcast_to(_BEGUN_BY, (len(known), 2)), nothing, given.variance, nothing + 1)
+    least, most = _ROUNDS
+    cost = np.inf
+    for number in range(1 + most):
+        used = known & ~left_out
         if number:
-            model = _most_likely(place - motion, variance, known & ~left_out, cut, free)
+            before = cost
+            model, cost = _most_likely(given, given.place - motion, used, cut, free)
+            cost += _EVENT * (cut.sum() + left_out.sum())
+            if number > least and cost > before - _SETTLED:
+                break
         for _ in range(_TURNS):
-            path = _smooth(place - motion, variance, known & ~left_out, cut, model)
+            bias, _ = _biases(given, given.place - motion, used, cut, model)
+            path = _smooth(given.place - motion - bias, given.variance, used, cut, model)
             # One step towards the most likely shared motion: every position that its own path does not explain speaks
             # for it, as loudly as the path's prediction of it is good.
             total = path.weight.sum(axis=0)
@@ -120,19 +176,26 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
         if number:
             new_cut, new_out = _events(path, known)
             cut, left_out = cut | new_cut, left_out | new_out
-    path = _smooth(place - motion, variance, known & ~left_out, cut, model)
-    share = model.share[:, None, None]
-    error = path.variance + 1 / total
+    used = known & ~left_out
+    bias, bias_variance = _biases(given, given.place - motion, used, cut, model)
+    path = _smooth(given.place - motion - bias, given.variance, used, cut, model)
+    return _Solution(motion, total, bias, bias_variance, model, path, cut, left_out, cost)
+
+
+def _standard_errors(given: _Sightings, found: _Solution) -> tuple[np.ndarray, np.ndarray]:
+    """Which positions the paths replace, (n, f) bool, and the paths' standard errors there, (n, 2, f)."""
+    variance, known, left_out = given.variance, given.known, found.left_out
+    share = found.model.share[:, None, None]
+    pulled = _smooth(np.repeat(given.pull[:, None], 2, axis=1), variance, known & ~left_out, found.cut, found.model)
+    error = found.path.variance + 1 / found.total + pulled.place**2 * found.bias_variance
     error = np.where(left_out[:, None], error, np.minimum(error, share * variance))
     error += np.maximum(_STAYS * (1 - share), _LEAST_STAYS) * np.minimum(variance, _nearby(variance, known))
-    off = np.nan_to_num(((place - motion - path.place) ** 2 / variance).sum(axis=1)) > _EVENT
+    away = given.place - found.motion - found.bias - found.path.place
+    off = np.nan_to_num((away**2 / variance).sum(axis=1)) > _EVENT
     # A position is left out only where the others say about as well as it would where it should be.
-    told = (path.variance < _TOLD * np.where(known[:, None], variance, 0.0)).all(axis=1)
-    placed = known & ~((off | left_out) & ~(left_out & told & _few(off | left_out, cut)))
-    smooth, wide = position.copy(), sigma.copy()
-    smooth[rows] = np.where(placed[..., None], np.moveaxis(path.place + motion, 1, -1), position[rows])
-    wide[rows] = np.where(placed[..., None], np.moveaxis(np.sqrt(error), 1, -1), sigma[rows])
-    return Paths(smooth, wide, motion.T)
+    told = (found.path.variance < _TOLD * np.where(known[:, None], variance, 0.0)).all(axis=1)
+    placed = known & ~((off | left_out) & ~(left_out & told & _few(off | left_out, found.cut)))
+    return placed, np.sqrt(error)
 
 
 # -- models ------------------------------------------------------------------------------------------------------------
@@ -140,63 +203,70 @@ def smooth_paths(position: np.ndarray, sigma: np.ndarray, shared: np.ndarray) ->
 
 @dataclass(frozen=True)
 class _Model:
-    """Variances of level and slope for a share of 1, px2, (n, 2) each, and the errors' share, (n,)."""
+    """Variances of level, slope and pull for a share of 1, px2, (n, 2) each, and the errors' share, (n,)."""
 
     level: np.ndarray
     slope: np.ndarray
+    bias: np.ndarray
     share: np.ndarray
 
     @classmethod
-    def of(cls, ratios: np.ndarray, variance: np.ndarray, share: np.ndarray) -> "_Model":
-        """Model of each particle from ratios (n, 2) of level and slope to the usual variance of its positions."""
+    def of(cls, ratios: np.ndarray, bias: np.ndarray, variance: np.ndarray, share: np.ndarray) -> "_Model":
+        """Models from ratios of level and slope (n, 2) and pull (n,) to the usual variance of the positions."""
         usual = np.nanmedian(variance, axis=-1)
-        return cls(*(ratios[:, k, None] * usual for k in (0, 1)), share)
+        return cls(*(ratios[:, k, None] * usual for k in (0, 1)), bias[:, None] * usual, share)
+
+
+def _smooth(y: np.ndarray, variance: np.ndarray, used: np.ndarray, cut: np.ndarray, model: _Model) -> Path:
+    """Paths by one model each."""
+    return smooth(y, variance, used, cut, model.level, model.slope, model.share)
+
+
+def _biases(
+    given: _Sightings, own: np.ndarray, used: np.ndarray, cut: np.ndarray, model: _Model
+) -> tuple[np.ndarray, np.ndarray]:
+    """What stays the same pulls the particles by, (n, 2, f), and the variance of its length, (n, 2, 1)."""
+    if not model.bias.any():
+        return np.zeros(own.shape), np.zeros((*own.shape[:2], 1))
+    found = likelihood(own, given.pull, given.variance, used, cut, model.level[None], model.slope[None])
+    length, variance = (a[0][..., None] for a in found.bias(model.bias))
+    return length * given.pull[:, None], model.share[:, None, None] * variance
 
 
 def _most_likely(
-    own: np.ndarray, variance: np.ndarray, used: np.ndarray, cut: np.ndarray, free: np.ndarray
-) -> _Model:
-    """The most likely model of every particle, the same for both axes but for the scale of their errors.
+    given: _Sightings, own: np.ndarray, used: np.ndarray, cut: np.ndarray, free: np.ndarray
+) -> tuple[_Model, float]:
+    """The most likely model of every particle, the same for both axes but for the scale of their errors, and -2 log L.
 
     `free` is what each position has not given to the shared motion, which would make errors look smaller.
     """
-    best, share = np.empty(len(own), dtype=int), np.empty(len(own))
-    most = max(_MOST_NUMBERS // (64 * len(_MODELS)), 1)
+    best, share, cost = np.empty(len(own), dtype=int), np.empty(len(own)), 0.0
+    dearer = np.where(_BIASES > 0, _BIAS_COST, 0.0).repeat(len(_MODELS))[:, None]
+    most = max(MOST_NUMBERS // (64 * len(_MODELS)), 1)
     for low in range(0, len(own), most):
         part = slice(low, low + most)
-        usual = np.nanmedian(variance[part], axis=-1)
-        squares, logs, count = _likelihood(own[part], variance[part], used[part], cut[part],
-                                           *(_MODELS[:, k, None, None] * usual for k in (0, 1)))
+        usual = np.nanmedian(given.variance[part], axis=-1)
+        found = likelihood(own[part], given.pull[part], given.variance[part], used[part], cut[part],
+                           *(_MODELS[:, k, None, None] * usual for k in (0, 1)))
+        # Every pull with every model of level and slope.
+        squares, logs = (a.reshape(-1, len(usual)) for a in found.with_bias(_BIASES[:, None, None, None] * usual))
+        count = np.tile(found.count, (len(_BIASES), 1))
         count = count * np.maximum([f[:, u].mean() for f, u in zip(free[part], used[part], strict=True)], 0.1)
         least, most_likely = _SHARES
         limit = 1 + (most_likely - 1) * np.minimum(used[part].sum(axis=1) / _MANY, 1.0)
         shares = np.clip(squares / np.maximum(count, 1), least, limit)
-        best[part] = (count * np.log(shares) + logs + squares / shares).argmin(axis=0)
+        costs = count * np.log(shares) + logs + squares / shares + dearer
+        best[part] = costs.argmin(axis=0)
         share[part] = np.take_along_axis(shares, best[None, part], axis=0)[0]
-    return _Model.of(_MODELS[best], variance, share)
+        cost += float(costs.min(axis=0).sum())
+    pulls, models = np.divmod(best, len(_MODELS))
+    return _Model.of(_MODELS[models], _BIASES[pulls], given.variance, share), cost
 
 
-# -- paths -------------------------------------------------------------------------------------------------------------
+# -- events ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Path:
-    """Own motion and its variance, (n, 2, f), and how each position fits to it.
-
-    What the other positions predict differs from it by score / weight, with the variance 1 / weight, (n, 2, f); `steps`
-    and `positions` are the squares over both axes, (n, f), of what it takes to explain each step to the next frame and
-    each position, over their variances.
-    """
-
-    place: np.ndarray
-    variance: np.ndarray
-    score: np.ndarray
-    weight: np.ndarray
-    steps: np.ndarray
-    positions: np.ndarray
-
-
-def _events(path: _Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _events(path: Path, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps at which a path is to be cut and positions that are to be left out, (p, f) bool each."""
     cut, left_out = np.zeros(known.shape, dtype=bool), np.zeros(known.shape, dtype=bool)
     for p in range(len(known)):
@@ -223,95 +293,3 @@ def _few(errors: np.ndarray, cut: np.ndarray) -> np.ndarray:
     around = np.ones(2 * _APART + 1, dtype=int)
     near, cuts = (convolve1d(a.astype(int), around, axis=-1, mode="constant") for a in (errors, cut))
     return (near <= _SHORT) & (cuts == 0)
-
-
-def _smooth(own: np.ndarray, variance: np.ndarray, used: np.ndarray, cut: np.ndarray, model: _Model) -> _Path:
-    """Paths of all particles by one model each, some particles at a time."""
-    most = max(_MOST_NUMBERS // (32 * own.shape[-1]), 1)
-    parts = [_smooth_some(*(a[low : low + most] for a in (own, variance, used, cut, model.level, model.slope)))
-             for low in range(0, len(own), most)]
-    place, error, score, weight, steps = (np.concatenate(a) for a in zip(*parts, strict=True))
-    share = model.share[:, None, None]
-    positions = score**2 / np.where(weight > 0, weight, np.inf)
-    return _Path(place, share * error, score / share, weight / share, (steps / share).sum(axis=1),
-                 (positions / share).sum(axis=1))
-
-
-def _start(y: np.ndarray, variance: np.ndarray, used: np.ndarray) -> tuple[tuple, np.ndarray]:
-    """State of every particle before its first position is known, (n, 2) each, and the frame of that, (n, 1)."""
-    first = used.argmax(axis=1)[:, None]
-    usual = np.nanmedian(np.where(used[:, None], variance, np.nan), axis=-1)
-    nothing = np.zeros_like(usual)
-    place = np.take_along_axis(y, first[..., None], axis=-1)[..., 0]
-    return (place, nothing, _ANY_PLACE * usual, nothing, _ANY_SPEED * usual), first
-
-
-def _step(state: tuple, gain: tuple, innovation: np.ndarray, level: np.ndarray, slope: np.ndarray) -> tuple:
-    """The next frame's prediction from this one's (Kalman filter): place, speed and their covariance (3)."""
-    place, speed, p00, p01, p11 = state
-    k0, k1 = gain
-    place, speed = place + k0 * innovation, speed + k1 * innovation
-    p00, p01, p11 = p00 - k0 * p00, p01 - k0 * p01, p11 - k1 * p01
-    return place + speed, speed, p00 + 2 * p01 + p11 + level + slope / 3, p01 + p11 + slope / 2, p11 + slope
-
-
-def _likelihood(
-    y: np.ndarray, variance: np.ndarray, used: np.ndarray, cut: np.ndarray, level: np.ndarray, slope: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """How well models (models, n, 2) predict each position from those before it, for every model and particle.
-
-    Over both axes: sums of squared innovations over their variances, of these' logarithms, and of their number.
-    """
-    begin, first = _start(y, variance, used)
-    state = begin = tuple(np.broadcast_to(a, level.shape) for a in begin)
-    squares, logs, count, sightings = (np.zeros(level.shape) for _ in range(4))
-    for t in range(y.shape[-1]):
-        seen = used[:, t, None]
-        spread = np.where(seen, state[2] + variance[..., t], 1.0)
-        innovation = np.where(seen, y[..., t] - state[0], 0.0)
-        # The first two say where a path begins and how fast, one after a cut where it goes on.
-        counted = seen & (sightings >= 2)
-        squares += np.where(counted, innovation**2 / spread, 0.0)
-        logs += np.where(counted, np.log(spread), 0.0)
-        count += counted
-        sightings = np.where(cut[:, t, None], 1, sightings + seen)
-        gain = tuple(np.where(seen, p / spread, 0.0) for p in state[2:4])
-        state = _step(state, gain, innovation, level + np.where(cut[:, t, None], begin[2], 0.0), slope)
-        state = tuple(np.where(t < first, b, s) for b, s in zip(begin, state, strict=True))
-    return squares.sum(axis=-1), logs.sum(axis=-1), count.sum(axis=-1)
-
-
-def _smooth_some(
-    y: np.ndarray, variance: np.ndarray, used: np.ndarray, cut: np.ndarray, level: np.ndarray, slope: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Path, its variance, score and weight of every position, squares of the auxiliary residuals of steps: (n, 2, f).
-
-    For a share of 1. Kalman filter forwards, then backwards the recursion for r and its variance N (Durbin and Koopman,
-    sections 4.4 and 4.5).
-    """
-    begin, first = _start(y, variance, used)
-    state, kept = begin, []
-    for t in range(y.shape[-1]):
-        seen = used[:, t, None]
-        precision = np.where(seen, 1 / np.where(seen, state[2] + variance[..., t], 1.0), 0.0)
-        innovation = np.where(seen, y[..., t] - state[0], 0.0)
-        gain = state[2] * precision, state[3] * precision
-        kept.append((state, gain, innovation, precision))
-        state = _step(state, gain, innovation, level + np.where(cut[:, t, None], begin[2], 0.0), slope)
-        state = tuple(np.where(t < first, b, s) for b, s in zip(begin, state, strict=True))
-    path, error, scores, weights, steps = (np.zeros(y.shape) for _ in range(5))
-    r0 = r1 = n00 = n01 = n11 = np.zeros_like(begin[0])
-    for t in range(y.shape[-1] - 1, -1, -1):
-        (place, _, p00, p01, _), (k0, k1), innovation, precision = kept.pop()
-        steps[..., t] = np.where(cut[:, t, None] | (t < first), 0.0, r0**2 / np.where(n00 > 0, n00, np.inf))
-        # L, the transition of the prediction's error, is [[1 - k, 1], [-k1, 1]].
-        k = k0 + k1
-        scores[..., t] = precision * innovation - k * r0 - k1 * r1
-        weights[..., t] = precision + k**2 * n00 + 2 * k * k1 * n01 + k1**2 * n11
-        r0, r1 = precision * innovation + (1 - k) * r0 - k1 * r1, r0 + r1
-        a0, a1 = (1 - k) * n00 - k1 * n01, (1 - k) * n01 - k1 * n11
-        n00, n01, n11 = precision + a0 * (1 - k) - a1 * k1, a0 + a1, n00 + 2 * n01 + n11
-        path[..., t] = place + p00 * r0 + p01 * r1
-        error[..., t] = p00 - (p00**2 * n00 + 2 * p00 * p01 * n01 + p01**2 * n11)
-    seen = used[:, None]
-    return path, np.maximum(error, 0.0), np.where(seen, scores, 0.0), np.where(seen, weights, 0.0), steps

@@ -80,29 +80,54 @@ def train_refiner(
     device = choose_device(device)
     run = TrainingRun(folder, config, device)
     detector = detector or shipped("detector")
-    pictures, contours, spacing = _samples(config, detector, device)
-    n_held = max(int(len(pictures) * config.held_out), 1)
-    held = pictures[:n_held], contours[:n_held], spacing[:n_held]
-    pictures, contours = pictures[n_held:], contours[n_held:]
+    samples = simulate_regions(config, detector, device)
+    n_held = max(int(len(samples[0]) * config.held_out), 1)
+    held, shown = [part[:n_held] for part in samples], [part[n_held:] for part in samples]
 
-    # Channels last take two thirds of the time on a CPU.
     network = UNet(UNetConfig(width=config.width))
     if start:
         earlier = read(start)
         go_on_from(earlier.high if isinstance(earlier, DualUNet) else earlier, network)
-    network = network.to(device, memory_format=torch.channels_last)
-    average, low = deepcopy(network).eval(), deepcopy(network).eval()
+    kept = fit_network(network, shown, held, config, run, (config.low_epoch, config.epochs))
+
+    both = DualUNet(UNetConfig(width=config.width))
+    low, high = kept[config.low_epoch], kept[config.epochs]
+    both.low.load_state_dict(low.state_dict())
+    both.high.load_state_dict(high.state_dict())
+    both = both.to(device).eval()
+    card = {"network": "Dual U-Net, regions of interest to contours", "command": command, "settings": run.settings,
+            "detector": detector.sha256, "started from": start.sha256 if start else "nothing",
+            "regions": len(samples[0]), "hardware": run.hardware, "minutes": run.minutes,
+            "held-out regions": {"low": validate(low, *held), "high": validate(high, *held),
+                                 "fused": validate(both, *held)}}
+    return save(both.cpu(), run.folder / "refiner.safetensors", card)
+
+
+def fit_network(
+    network: UNet, regions: list[torch.Tensor], held: list[torch.Tensor], config: RefinerConfig, run: TrainingRun,
+    keep: tuple[int, ...],
+) -> dict[int, UNet]:
+    """Train one U-Net in the folder of a run; its running average as it was after each of the epochs `keep`.
+
+    `regions`, to be trained on, and `held`, to be validated on, are pictures (N, 3, n, n), true contours (N, n, n) and
+    sample spacings (N,).
+    """
+    pictures, contours, _ = regions
+    # Channels last take two thirds of the time on a CPU.
+    network = network.to(run.device, memory_format=torch.channels_last)
+    average = deepcopy(network).eval()
+    kept = torch.nn.ModuleDict({str(epoch): deepcopy(average) for epoch in keep})
     optimizer = torch.optim.AdamW(network.parameters(), config.rate, weight_decay=1e-3)
     steps = max(len(pictures) // config.batch, 1)
     fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * config.epochs)
-    parts = {"network": network, "average": average, "low": low, "optimizer": optimizer, "fall": fall}
+    parts = {"network": network, "average": average, "kept": kept, "optimizer": optimizer, "fall": fall}
     first = run.resume(**parts)
 
     for epoch in track(range(first, config.epochs), "training the refiner", total=config.epochs - first):
         network.train()
         order = torch.randperm(len(pictures))
         for step in range(steps):
-            chosen = order[step * config.batch:(step + 1) * config.batch].to(device)
+            chosen = order[step * config.batch:(step + 1) * config.batch].to(run.device)
             x, target = augment(pictures[chosen].float(), contours[chosen].float()[:, None])
             with run.autocast():
                 logit = network(x.contiguous(memory_format=torch.channels_last))
@@ -114,24 +139,14 @@ def train_refiner(
             average_weights(average, network, min(0.998, (epoch * steps + step) / (epoch * steps + step + 20)))
 
         run.log(epoch + 1, loss=loss, **validate(average, *held))
-        if epoch + 1 == config.low_epoch:
-            low.load_state_dict(average.state_dict())
+        if epoch + 1 in keep:
+            kept[str(epoch + 1)].load_state_dict(average.state_dict())
         if (epoch + 1) % max(config.epochs // 10, 1) == 0 or epoch + 1 == config.epochs:
             with torch.inference_mode():
                 shown = torch.sigmoid(average(held[0][:8].float()))
             run.picture(epoch + 1, held[0][:8, :1], held[0][:8, 1:2], shown, held[1][:8, None])
             run.save(epoch + 1, **parts)
-
-    both = DualUNet(UNetConfig(width=config.width))
-    both.low.load_state_dict(low.state_dict())
-    both.high.load_state_dict(average.state_dict())
-    both = both.to(device).eval()
-    card = {"network": "Dual U-Net, regions of interest to contours", "command": command, "settings": run.settings,
-            "detector": detector.sha256, "started from": start.sha256 if start else "nothing",
-            "regions": len(pictures) + n_held, "hardware": run.hardware, "minutes": run.minutes,
-            "held-out regions": {"low": validate(low, *held), "high": validate(average, *held),
-                                 "fused": validate(both, *held)}}
-    return save(both.cpu(), run.folder / "refiner.safetensors", card)
+    return {epoch: kept[str(epoch)] for epoch in keep}
 
 
 def contour_loss(logit: torch.Tensor, target: torch.Tensor, config: RefinerConfig) -> torch.Tensor:
@@ -168,7 +183,7 @@ def validate(network: torch.nn.Module, pictures: torch.Tensor, contours: torch.T
             "median_px": float(miss.median())}
 
 
-def _samples(config: RefinerConfig, detector: Weights, device: str) -> list[torch.Tensor]:
+def simulate_regions(config: RefinerConfig, detector: Weights, device: str) -> list[torch.Tensor]:
     """Pictures (N, 3, n, n), true contours (N, n, n) and sample spacings (N,) on the device."""
     seeds = range(config.seed * 1_000_003, config.seed * 1_000_003 + config.frames)
     make = partial(refinement_samples, detector=partial(particle_map, weights=detector, device="cpu"))
