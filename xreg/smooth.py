@@ -22,13 +22,16 @@ def smooth_tracks(tracks: xr.Dataset) -> xr.Dataset:
     In each frame all particles, and the background, share one motion, which may be any; what a particle moves beside
     that is as smooth as its own positions say (see `kernels.smoothing`): a straight line is fitted as one, and a
     particle that shakes by more than its standard errors stays where it was measured. The paper takes every frame for
-    itself. This computes, in time proportional to particles times frames: 20 particles in 6435 frames take two to four minutes.
+    itself. Where `contrast` says that a particle is weak in some frames, such as those before the edge, an error that
+    is the same in all of these is told from motion. This computes, in time proportional to particles times frames:
+    20 particles in 6435 frames take some four minutes.
 
     Parameters
     ----------
     tracks : Dataset
         `position` (particle, frame, axis), raw px, NaN where not seen; if at hand `position_sigma`, its standard error,
-        and `stage` and `stage_sigma` (frame, axis), place of the background in px at the reference energy. Coordinates
+        `contrast` (particle, frame), any unit, NaN where not known, and `stage` and `stage_sigma` (frame, axis), place
+        of the background in px at the reference energy. Coordinates
         and attributes as for `measure_motion`.
 
     Returns
