@@ -305,7 +305,7 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     position, sigma, contrast, error = located[:-1, :, :2], located[:-1, :, 2:4], located[:-1, :, 4], located[:-1, :, 5]
     fitted = np.isfinite(position).all(-1)
     doubtful = candidates["doubtful"].values & detected
-    should = expected_contrast(np.where(detected, contrast, np.nan))
+    should = expected_contrast(np.where(detected, contrast, np.nan), contrast)
     least, most = _DOUBTFUL_SHARES
     fitted &= ~(doubtful & ((contrast < least * should) | (contrast > most * should)))
     fitted &= ~_too_far_inward(candidates, position)

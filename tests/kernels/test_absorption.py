@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xreg.kernels.absorption import edge_jump, tabulated_edge
+from xreg.kernels.absorption import edge_jump, expected_contrast, tabulated_edge
 
 ENERGY = np.array([8200.0, 8300.0, 8330.0, 8340.0, 8400.0, 8600.0])
 
@@ -25,6 +25,24 @@ def test_a_weak_frame_weighs_little():
 @pytest.mark.parametrize(("energy", "e0"), [(ENERGY, None), (ENERGY[:2], 8333.0), (ENERGY[3:], 8333.0)])
 def test_energies_that_do_not_say(energy, e0):
     assert np.isnan(edge_jump(np.ones((2, len(energy))), np.ones((2, len(energy))), energy, e0)).all()
+
+
+def test_contrasts_run_alike_but_for_what_does_not_hold_the_element():
+    curve = np.array([0.3, 0.3, 0.3, 1.0, 1.2, 1.1])
+    contrast = np.outer([1.0, 2.0, 0.5, 1.0], curve)
+    contrast[3] = 0.7
+    seen = contrast.copy()
+    seen[2, :3] = seen[3, :3] = np.nan
+    # Two that are seen behind the edge alone; what the fits say before it tells them apart.
+    np.testing.assert_allclose(expected_contrast(seen, contrast)[:3], contrast[:3], rtol=0.01)
+    np.testing.assert_allclose(expected_contrast(seen, contrast)[3], 0.7)
+    wrong = contrast.copy()
+    wrong[3, :3] = [0.2, 2.0, 0.21]
+    np.testing.assert_allclose(expected_contrast(seen, wrong)[3], 0.7 / 1.1 * curve, rtol=0.01)
+    assert expected_contrast(np.empty((0, 4))).shape == (0, 4)
+    assert np.isnan(expected_contrast(np.full((2, 4), np.nan))).all()
+    behind = np.outer([1.0, 2.0, 0.5, 0.7 / 1.1], curve[3:])
+    np.testing.assert_allclose(expected_contrast(contrast[:, 3:]), behind, rtol=0.01)
 
 
 def test_tabulated_edge():

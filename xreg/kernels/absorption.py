@@ -12,6 +12,11 @@ EDGES = {
 #: Frames farther than this (eV) below or above the tabulated edge are before or behind it: oxides have theirs up to
 #: 13 eV higher.
 BEFORE, BEHIND = 5.0, 15.0
+#: Frames of less than this share of the highest contrast are weak; a particle that is off by less than the second part
+#: of its contrast there keeps it.
+_WEAK, _KEPT = 0.6, 0.25
+#: Turns of both medians.
+_SWEEPS = 8
 
 
 def tabulated_edge(attrs: dict) -> float | None:
@@ -54,18 +59,41 @@ def edge_jump(
         return 1 - before / behind, np.where(np.isfinite(before / behind), spread, np.nan)
 
 
-def expected_contrast(contrast: np.ndarray) -> np.ndarray:
-    """Contrast that every particle should have in every frame, as far as others tell: (particles, frames) as given.
+def expected_contrast(contrast: np.ndarray, fitted: np.ndarray | None = None) -> np.ndarray:
+    """Contrast that every particle should have in every frame, as far as others tell.
 
-    Contrasts run alike: the frame's median over particles, times the particle's own median factor; NaN where nothing is
-    known.
+    Contrasts run alike: a factor of the frame, the median over particles, times one of the particle, the median over
+    frames. One that does not hold the element keeps its contrast where those of the others fall.
+
+    Parameters
+    ----------
+    contrast : ndarray, shape (particles, frames)
+        Of sure sightings, any unit; NaN where there is none.
+    fitted : ndarray, shape (particles, frames), optional
+        Of all places where the particle was looked for, by which it is told whether it keeps its contrast; those of the
+        sure sightings by default.
+
+    Returns
+    -------
+    ndarray, shape (particles, frames)
+        NaN where nothing is known.
     """
     if not contrast.size:
         return contrast
+    fitted = contrast if fitted is None else fitted
     with np.errstate(all="ignore"):
-        frame = _nanmedian(contrast, 0)
-        own = _nanmedian(contrast / frame, 1)
-    return own[:, None] * frame
+        own = np.ones((len(contrast), 1))
+        for _ in range(_SWEEPS):
+            frame = _nanmedian(contrast / own, 0)
+            own = _nanmedian(contrast / frame, 1)[:, None]
+        alike = own * frame
+        same = np.where(np.isfinite(alike), _nanmedian(contrast, 1)[:, None], np.nan)
+        weak = frame < _WEAK * np.fmax.reduce(frame, initial=0.0)
+        if not weak.any():
+            return alike
+        off_alike, off_same = (_nanmedian(np.abs(fitted[:, weak] / e[:, weak] - 1), 1) for e in (alike, same))
+        keeps = (off_same < _KEPT) & (off_same < off_alike / 3)
+    return np.where(keeps[:, None], same, alike)
 
 
 def _nanmedian(values: np.ndarray, axis: int) -> np.ndarray:

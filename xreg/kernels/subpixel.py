@@ -2,8 +2,9 @@
 
 The contour's centre of mass starts it. Then a frame's window is modelled as the template, shifted, times a contrast
 that is free in every frame (it changes by a factor of three over the edge) and may vary linearly and quadratically over
-the particle (oxidation from one side or from the rim), on a background with a free offset and tilt. What is left to
-tell the shift is the outline and the inner structure, neither of which changes with energy.
+the particle (oxidation from one side or from the rim), on a background with a free offset and tilt. The particle may
+also turn and be strained a little; else one that grows would be placed by its strongest edge. What is left to tell the
+shift is the outline and the inner structure, neither of which changes with energy.
 
 Beyond Su et al. 2024, who stop at the contour's centre of mass.
 """
@@ -63,8 +64,9 @@ class Template:
         The particle with a rim of background.
     picture : ndarray, shape (n, n), float64
         Optical density of the particle above its surroundings.
-    basis : ndarray, shape (n, n, 9), float64
-        The columns of the fit: background (1, y, x), contrast (template times 1, y, x, r2), and slopes of the template.
+    basis : ndarray, shape (n, n, 13), float64
+        The columns of the fit: background (1, y, x), contrast (template times 1, y, x, r2), strain and rotation (slopes
+        of the template times y, x), and shift (slopes of the template).
     """
 
     half: int
@@ -86,17 +88,19 @@ class Template:
         picture = np.where(np.isfinite(picture), picture - level, 0.0)
         y, x = np.mgrid[-half:half + 1, -half:half + 1] / max(np.sqrt(contour.sum() / np.pi), 1.0)
         bent = picture * (y * y + x * x - 0.5)
-        columns = [np.ones_like(picture), y, x, picture, picture * y, picture * x, bent, *np.gradient(picture)]
+        down, right = np.gradient(picture)
+        columns = [np.ones_like(picture), y, x, picture, picture * y, picture * x, bent,
+                   down * y, down * x, right * y, right * x, down, right]
         return cls(half, mask, picture, np.stack(columns, axis=-1))
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """The basis in the mask, (pixels, 9)."""
+        """The basis in the mask, (pixels, 13)."""
         return self.basis[self.mask]
 
     @cached_property
     def inverse(self) -> np.ndarray | None:
-        """Inverse of the normal matrix where the whole mask is valid, (9, 9); None where it has none."""
+        """Inverse of the normal matrix where the whole mask is valid, (13, 13); None where it has none."""
         return _inverse(self.columns)
 
 
