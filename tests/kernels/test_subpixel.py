@@ -50,13 +50,31 @@ def test_chemistry_on_one_side_is_not_motion(template):
     assert found.position == pytest.approx(centre, abs=0.03)
 
 
+@pytest.mark.parametrize("change", [[[0.01, 0], [0, 0.01]], [[0, 0.02], [-0.02, 0]], [[0.01, 0.01], [0, -0.01]]],
+                         ids=["grows", "turns", "shears"])
+def test_a_particle_that_is_strained_or_turned_stays_in_its_place(change):
+    y, x = np.mgrid[:110, :120].astype(float)
+    offset = np.arange(-HALF, HALF + 1.0)
+
+    def lopsided(y, x):
+        # One of its edges is much stronger than the others.
+        return particle(y, x) * (1 + 0.9 * np.tanh(x / 6))
+
+    picture = lopsided(offset[:, None], offset)
+    template = Template.of(picture, particle(offset[:, None], offset) > 0.5)
+    centre = np.array([50.3, 60.2])
+    moved = np.einsum("ij,j...->i...", np.eye(2) - change, np.stack([y - centre[0], x - centre[1]]))
+    found = locate(lopsided(*moved).astype(np.float32), (50.0, 60.0), template)
+    assert found.position == pytest.approx(centre, abs=0.015)
+
+
 def test_noise_scatters_the_position_near_its_bound(template):
     noise, centre = 0.1, np.array([50.3, 60.2])
     fits = [locate(frame(centre, noise=noise, seed=s), centre, template) for s in range(60)]
     found = np.array([f.position for f in fits])
     slopes = template.basis[..., -2:][template.mask]
     bound = noise / np.sqrt((slopes**2).sum(0))
-    # Eight more numbers are fitted, and slopes of the sampled template are a little too flat.
+    # Twelve more numbers are fitted, and slopes of the sampled template are a little too flat.
     assert (found.std(0) < 1.5 * bound).all()
     np.testing.assert_allclose(found.mean(0), centre, atol=4 * bound.max() / np.sqrt(60))
     # The standard errors say how much they scatter.
