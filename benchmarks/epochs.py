@@ -88,7 +88,7 @@ def picture(place: Path, networks: dict[str, UNet | DualUNet], held: list[torch.
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axis, shown in zip(line, pictures, strict=True):
             limits = {} if name == "optical density" else {"vmin": 0, "vmax": 1}
-            axis.imshow(shown, cmap="gray", **limits)
+            axis.imshow(shown.numpy(), cmap="gray", **limits)
             axis.set(xticks=[], yticks=[])
     figure.savefig(place, dpi=110)
     plt.close(figure)

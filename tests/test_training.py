@@ -1,7 +1,9 @@
 """Training: a few steps lower the loss, a kill loses nothing, other settings are refused. Tiny networks, seconds."""
 
 import json
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,3 +191,24 @@ def test_running_average():
     before = a.weight.item()
     average_weights(a, b, 0.75)
     assert a.weight.item() == pytest.approx(0.75 * before + 0.25 * b.weight.item())
+
+
+def test_the_study_of_epochs_runs_small_and_goes_on(tmp_path, monkeypatch, capsys):
+    from xreg.training import refiner
+
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
+    discs = torch.stack([(torch.hypot(y - 40 - k, x - 50) < 20).float() for k in range(16)])
+    pictures = torch.stack([discs, discs, torch.ones_like(discs)], dim=1)
+    monkeypatch.setattr(refiner, "simulate_regions", lambda *_: [pictures.half(), discs.half(), torch.ones(16)])
+    main = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "epochs.py"))["main"]
+    table = main(tmp_path, [1, 2], 8, [2, 4], 3)
+    assert list(table)[:3] == ["width 2, 1 epochs", "width 2, 2 epochs", "width 2, 1 and 2 fused"]
+    assert all(0 <= row["iou"] <= 1 and row["beside_particle"] > 0 for row in table.values())
+    assert (tmp_path / "epochs.png").exists()
+    assert len((tmp_path / "epochs.csv").read_text().splitlines()) == 7
+    monkeypatch.setattr(refiner, "contour_loss", None)
+    again = main(tmp_path, [1, 2], 8, [2, 4], 3)
+    assert again["width 4, 2 epochs"] == table["width 4, 2 epochs"]
+    with pytest.raises(SystemExit, match="16 regions were found, 20 are needed"):
+        main(tmp_path, [1, 2], 10, [2], 3)
+    assert "width 4, 1 and 2 fused" in capsys.readouterr().out
