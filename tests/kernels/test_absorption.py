@@ -39,6 +39,12 @@ def test_contrasts_run_alike_but_for_what_does_not_hold_the_element():
     wrong = contrast.copy()
     wrong[3, :3] = [0.2, 2.0, 0.21]
     np.testing.assert_allclose(expected_contrast(seen, wrong)[3], 0.7 / 1.1 * curve, rtol=0.01)
+    # An invention before the edge, of which nothing is left behind it.
+    gone = contrast.copy()
+    gone[3] = [0.3, 0.31, 0.29, 0.03, 0.02, 0.03]
+    once = np.where(np.arange(6) < 3, gone, np.nan)
+    expected = expected_contrast(np.vstack([contrast[:3], once[3:]]), gone)[3]
+    np.testing.assert_allclose(expected, 0.3 / 0.3 * curve, rtol=0.01)
     assert expected_contrast(np.empty((0, 4))).shape == (0, 4)
     assert np.isnan(expected_contrast(np.full((2, 4), np.nan))).all()
     behind = np.outer([1.0, 2.0, 0.5, 0.7 / 1.1], curve[3:])

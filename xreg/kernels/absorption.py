@@ -91,7 +91,10 @@ def expected_contrast(contrast: np.ndarray, fitted: np.ndarray | None = None) ->
         weak = frame < _WEAK * np.fmax.reduce(frame, initial=0.0)
         if not weak.any():
             return alike
-        off_alike, off_same = (_nanmedian(np.abs(fitted[:, weak] / e[:, weak] - 1), 1) for e in (alike, same))
+        # In weak frames and in the others: what is seen in one kind only does not say.
+        off_alike, off_same = (
+            np.maximum(*(_nanmedian(np.abs(fitted[:, part] / e[:, part] - 1), 1) for part in (weak, ~weak)))
+            for e in (alike, same))
         keeps = (off_same < _KEPT) & (off_same < off_alike / 3)
     return np.where(keeps[:, None], same, alike)
 
