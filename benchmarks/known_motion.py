@@ -23,9 +23,10 @@ FOLDER/raw.zarr and registered by `xreg.register`. Stores that are there already
 `pull` is the slope of the errors before the edge over the particle's own motion (see `_pull`): 0 if nothing of the
 particle has been taken for background.
 
-A particle's true path is that of the point of the layer which is its centre in its first sighting; errors are lengths
-less a constant offset (median over frames). A particle is lost in a frame if it has no position there, or one farther
-away than 5 px, although its window (as large as its outline) lies inside the frame.
+A particle's true path is that of the point of the layer which is its centre in its first sighting, the layer being that
+in which its outline stands out more: small and faint ones are left in the background. Errors are lengths less a
+constant offset (median over frames). A particle is lost in a frame if it has no position there, or one farther away
+than 5 px, although its window (as large as its outline) lies inside the frame.
 """
 
 import argparse
@@ -129,6 +130,15 @@ class Scene:
         front = ndimage.map_coordinates(self.particles, source, order=3, prefilter=False, mode="nearest")
         return fall * behind + gain * front
 
+    def is_substrate(self, place: np.ndarray, outline: np.ndarray) -> bool:
+        """Whether what an outline about a place of the measured picture holds is in the background's layer."""
+        grid = np.mgrid[tuple(slice(-(n // 2), n // 2 + 1) for n in outline.shape)] + place.reshape(2, 1, 1)
+        ring = ndimage.binary_dilation(outline, iterations=6) & ~ndimage.binary_dilation(outline, iterations=2)
+        drawn = (ndimage.map_coordinates(layer, grid, order=3, prefilter=False, mode="nearest")
+                 for layer in (self.background, self.particles))
+        behind, front = (layer[outline].mean() - np.median(layer[ring]) for layer in drawn)
+        return bool(behind > front)
+
     def exposed(self, frame: int) -> np.ndarray:
         """Counts of the sample, (y, x) uint16."""
         return self._poisson(self.beam * np.exp(-self.optical_density(frame)), 0, frame)
@@ -223,8 +233,9 @@ def score(result: xr.Dataset, scene: Scene) -> list[dict]:
         track = result["position"].values[p]
         first = int(np.isfinite(track).all(-1).argmax())
         place = scene.motion.origin(first, *(track[first] + scene.corner))
-        path = scene.motion.path(place) - scene.corner
         outline = result["contour"].values[p]
+        substrate = scene.still and scene.is_substrate(place, outline)
+        path = (place + scene.motion.stage if substrate else scene.motion.path(place)) - scene.corner
         reach = np.sqrt(outline.sum() / np.pi)
         inside = ((path >= reach) & (path <= np.array(scene.shape) - 1 - reach)).all(-1)
         difference = track - path
@@ -232,7 +243,7 @@ def score(result: xr.Dataset, scene: Scene) -> list[dict]:
         own = path - place + scene.corner - scene.motion.stage
         missing = ~(error <= LOST_PX)
         rows.append({"particle": p, "y": track[first, 0], "x": track[first, 1], "radius": reach,
-                     "seen": float(np.isfinite(error).mean()), "whole": bool(inside.all()),
+                     "seen": float(np.isfinite(error).mean()), "whole": bool(inside.all()), "substrate": substrate,
                      "lost": int((missing & inside).sum()), "rms": scoring.rms(error),
                      "pre_edge": scoring.rms(error[before]), "pull": _pull(difference, own, before),
                      "ratio": scoring.robust_sigma((difference - scoring.constant_offset(difference))
@@ -244,12 +255,12 @@ def _pull(difference: np.ndarray, own: np.ndarray, before: np.ndarray) -> float:
     """Slope of the pre-edge errors over the motion against the stage, both less their median after the edge.
 
     -1 for a track that follows the stage, 0 for one that follows the particle, positive for one that is driven away
-    from the stage, as it is when some of the particle has been taken for background.
+    from the stage, as it is when some of the particle has been taken for background; NaN for what moves with the stage.
     """
     error, moved = (v[before] - np.nanmedian(v[~before], axis=0) for v in (difference, own))
     known = np.isfinite(error).all(-1)
     square = (moved[known] ** 2).sum()
-    return float((error * moved)[known].sum() / square) if square > 0 else np.nan
+    return float((error * moved)[known].sum() / square) if square > 1e-6 else np.nan
 
 
 def report(rows: list[dict], result: xr.Dataset, scene: Scene) -> dict[str, float]:
@@ -257,7 +268,8 @@ def report(rows: list[dict], result: xr.Dataset, scene: Scene) -> dict[str, floa
     print(f"{'particle':>8s}{'y':>7s}{'x':>7s}{'radius':>8s}{'seen':>8s}{'lost':>6s}{'RMS':>9s}{'pre-edge':>10s}"
           f"{'pull':>8s}{'error/sigma':>13s}")
     for r in rows:
-        mark = "" if r["whole"] else "  cut by the frame in some frames"
+        mark = "  of the background" if r["substrate"] else ""
+        mark += "" if r["whole"] else "  cut by the frame in some frames"
         numbers = "".join(f"{np.nan if r[k] is None else r[k]:{w}.3f}" for k, w in
                           (("rms", 9), ("pre_edge", 10), ("pull", 8), ("ratio", 13)))
         print(f"{r['particle']:8d}{r['y']:7.0f}{r['x']:7.0f}{r['radius']:8.1f}{r['seen']:8.1%}{r['lost']:6d}{numbers}"

@@ -146,6 +146,22 @@ def test_tracks_are_scored_against_the_field():
     assert (bad["seen"], bad["lost"]) == (0.8, 1)
 
 
+def test_what_the_background_holds_moves_with_the_stage():
+    made = scene(two_blobs())
+    y, x = np.mgrid[:200, :200]
+    made.background = ndimage.spline_filter(0.2 * np.exp(-(np.hypot(y - 100, x - 90) / 5) ** 4))
+    outline = np.hypot(*np.mgrid[-16:17, -16:17]) < 5
+    for place, still in (([100.0, 90.0], True), ([70.0, 60.0], False)):
+        path = (np.array(place) + made.motion.stage if still else made.motion.path(np.array(place))) - made.corner
+        result = xr.Dataset({"position": (("particle", "frame", "axis"), path[None]),
+                             "position_sigma": (("particle", "frame", "axis"), np.full((1, *path.shape), 0.1)),
+                             "contour": (("particle", "y", "x"), outline[None])})
+        row, = known_motion.score(result, made)
+        assert row["substrate"] is still
+        assert row["rms"] < 1e-6
+        assert np.isnan(row["pull"]) == still
+
+
 @pytest.mark.slow
 def test_known_motion_runs(tmp_path, capsys):
     record.simulate(PhantomConfig(**{**TINY, "energies": (8400.0,), "shape": (160, 160)}, n_scans=1,
