@@ -9,7 +9,7 @@ each number of epochs on both, every low one fused with every high one, and a ne
 Regions are shrunk to 48x48 samples, so that it ends on a CPU; rate, loss and batch are those of `xreg train refine`.
 
 Leaves FOLDER/epochs.csv, and FOLDER/epochs.png: held-out regions, true contours, and what each network says. A run that
-was stopped goes on.
+was stopped goes on; other arguments are another training.
 """
 
 import argparse
@@ -31,7 +31,7 @@ REGIONS_PER_FRAME = 5  # at least, on average
 
 def regions(folder: Path, number: int, shrink: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Regions to train on and those held out, `number` of each, of different frames."""
-    place = folder / "regions.pt"
+    place = folder / f"regions-{number}.pt"
     if not place.exists():
         config = RefinerConfig(frames=2 * number // REGIONS_PER_FRAME)
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,8 @@ def train(folder: Path, width: int, epochs: list[int], shown: list[torch.Tensor]
           ) -> dict[int, UNet]:
     """Networks of one training by their number of epochs."""
     config = RefinerConfig(epochs=max(epochs), width=width, low_epoch=min(epochs))
-    run = TrainingRun(folder / f"width-{width}", config, choose_device("auto"))
+    name = f"width-{width}-regions-{len(shown[0])}-side-{shown[0].shape[-1]}-epochs-{'-'.join(map(str, epochs))}"
+    run = TrainingRun(folder / name, config, choose_device("auto"))
     shown, held = ([part.to(run.device) for part in parts] for parts in (shown, held))
     return fit_network(UNet(UNetConfig(width=width)), shown, held, config, run, tuple(epochs))
 

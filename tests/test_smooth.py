@@ -81,6 +81,43 @@ def test_positions_without_an_energy_stay():
     assert np.isfinite(smooth["position"]).all()
 
 
+def pulled(strength=0.1, seed=3):
+    """Still particles whose positions before the edge are pulled to one side, the more the weaker they are."""
+    tracks, _, stage = planted(seed=seed)
+    contrast = np.outer(np.linspace(0.5, 2, 5), np.where(np.arange(FRAMES) < 30, 0.3, 1.0))
+    rng = np.random.default_rng(seed)
+    still = rng.uniform(50, 400, (5, 1, 2)) + stage
+    weakness = contrast.max(axis=1, keepdims=True) / contrast - 1
+    pull = strength * rng.choice([-1, 1], (5, 1, 2)) * weakness[..., None]
+    tracks["position"].values[:] = still + pull + rng.normal(0, NOISE, still.shape)
+    tracks["contrast"] = (("particle", "frame"), contrast)
+    return tracks, still
+
+
+def test_what_pulls_weak_particles_is_told_by_their_contrast_also_where_that_is_not_known_everywhere():
+    tracks, still = pulled()
+    plain = rms(smooth_tracks(tracks.drop_vars("contrast"))["position"].values, still)
+    for missing in (slice(0), slice(5, 15), slice(0, 25)):
+        given = tracks.copy(deep=True)
+        given["contrast"].values[:, missing] = np.nan
+        smooth = smooth_tracks(given)
+        assert rms(smooth["position"].values, still) < 0.4 * plain
+        error = smooth["position"].values - still
+        error -= np.median(error, axis=1, keepdims=True)
+        assert np.median(np.abs(error / smooth["position_sigma"].values)) < 1
+
+
+@pytest.mark.parametrize("contrast", [np.nan, 0.0, -1.0])
+def test_contrasts_that_say_nothing_change_nothing(contrast):
+    tracks, _ = pulled()
+    plain = smooth_tracks(tracks.drop_vars("contrast"))
+    tracks["contrast"].values[:] = contrast
+    np.testing.assert_allclose(smooth_tracks(tracks)["position"], plain["position"], atol=1e-9)
+    tracks["contrast"].values[:3] = 1.0
+    tracks["stage"].values[:, 1] = np.nan
+    assert np.isfinite(smooth_tracks(tracks)["position"]).all()
+
+
 def test_magnification_is_no_motion():
     tracks, _, _ = planted()
     shape, scale = (480, 460), tracks["energy"].values / 8333.0

@@ -171,6 +171,15 @@ def test_refiner_trains_both_networks(tmp_path, monkeypatch):
         refiner.train_refiner(tmp_path / "g", replace(further, width=3), detector=detector, start=weights)
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    from xreg.training.run import TrainingRun
+
+    run = TrainingRun(tmp_path, TINY, "cpu")
+    run.save(3, network=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"checkpoint.pt is of another version of xreg.*give another folder"):
+        run.resume(network=torch.nn.Linear(1, 1), kept=torch.nn.Linear(1, 1))
+
+
 def test_refiner_needs_regions(tmp_path, monkeypatch):
     monkeypatch.setattr("xreg.training.refiner.simulate", lambda *_: [(None, None, np.zeros(0))])
     detector = train_detector(tmp_path / "d", replace(TINY, steps=2, warm_up=2), device="cpu")

@@ -174,7 +174,7 @@ def _measure(
     contrast, significance = contour_contrast(picture[0], contour, picture[2], noise / scale / spacing)
     inside = contour > 0.5
     sure = min(float(picture[1][inside].mean()) / SURE_MAP, 1.0) if inside.any() else 0.0
-    if significance * sure < MIN_SIGNIFICANCE:
+    if not significance * sure >= MIN_SIGNIFICANCE:  # nor where it is not a number
         return record
     record["roi_position"] = window[:2] + (centre - (CONTOUR_SIZE - 1) / 2) * spacing
     record["roi_area"] = mass * spacing**2

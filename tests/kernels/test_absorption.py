@@ -45,6 +45,10 @@ def test_contrasts_run_alike_but_for_what_does_not_hold_the_element():
     once = np.where(np.arange(6) < 3, gone, np.nan)
     expected = expected_contrast(np.vstack([contrast[:3], once[3:]]), gone)[3]
     np.testing.assert_allclose(expected, 0.3 / 0.3 * curve, rtol=0.01)
+    # One frame of an odd contrast changes nothing.
+    odd = np.repeat(contrast, 8, axis=1)
+    odd[:, 30] = [np.nan, 3.0, np.nan, np.nan]
+    np.testing.assert_allclose(expected_contrast(odd)[3], 0.7)
     assert expected_contrast(np.empty((0, 4))).shape == (0, 4)
     assert np.isnan(expected_contrast(np.full((2, 4), np.nan))).all()
     behind = np.outer([1.0, 2.0, 0.5, 0.7 / 1.1], curve[3:])

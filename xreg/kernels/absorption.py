@@ -12,9 +12,9 @@ EDGES = {
 #: Frames farther than this (eV) below or above the tabulated edge are before or behind it: oxides have theirs up to
 #: 13 eV higher.
 BEFORE, BEHIND = 5.0, 15.0
-#: Frames of less than this share of the highest contrast are weak; a particle that is off by less than the second part
-#: of its contrast there keeps it.
-_WEAK, _KEPT = 0.6, 0.25
+#: Frames of less than this share of the highest contrast (this percentile) are weak; a particle that is off by less
+#: than the last part of its contrast there keeps it.
+_WEAK, _HIGHEST, _KEPT = 0.6, 90, 0.25
 #: Turns of both medians.
 _SWEEPS = 8
 
@@ -88,8 +88,9 @@ def expected_contrast(contrast: np.ndarray, fitted: np.ndarray | None = None) ->
             own = _nanmedian(contrast / frame, 1)[:, None]
         alike = own * frame
         same = np.where(np.isfinite(alike), _nanmedian(contrast, 1)[:, None], np.nan)
-        weak = frame < _WEAK * np.fmax.reduce(frame, initial=0.0)
-        if not weak.any():
+        shown = frame[np.isfinite(frame)]
+        weak = frame < _WEAK * np.percentile(shown, _HIGHEST) if shown.size else np.zeros(frame.shape, dtype=bool)
+        if not weak.any() or weak.all():
             return alike
         # In weak frames and in the others: what is seen in one kind only does not say.
         off_alike, off_same = (

@@ -41,7 +41,7 @@ _MODELS = np.array([*product((0.0, *10.0 ** np.arange(-3, 3)), (0.0, *10.0 ** np
                     *product(10.0 ** np.arange(3, 9), (0.0,))])
 #: Variances of the pulls that are tried, over the same, and by how much twice the logarithm of the likelihood must be
 #: larger than without, so that none is found where there is none.
-_BIASES, _BIAS_COST = np.array([0.0, 1.0, 10.0, 100.0]), 6.0
+_BIASES, _BIAS_COST = np.array([0.0, 1.0, 10.0, 100.0, 1000.0]), 6.0
 #: The path by which the shared motion is begun.
 _BEGUN_BY = (0.0, 0.01)
 #: Least and most of the claimed variance that may be different in every frame; the latter where there are so many
@@ -187,8 +187,10 @@ def _standard_errors(given: _Sightings, found: _Solution) -> tuple[np.ndarray, n
     variance, known, left_out = given.variance, given.known, found.left_out
     share = found.model.share[:, None, None]
     pulled = _smooth(np.repeat(given.pull[:, None], 2, axis=1), variance, known & ~left_out, found.cut, found.model)
-    error = found.path.variance + 1 / found.total + pulled.place**2 * found.bias_variance
+    error = found.path.variance + 1 / found.total
     error = np.where(left_out[:, None], error, np.minimum(error, share * variance))
+    # What single frames claim does not hold what is the same in all of them.
+    error += pulled.place**2 * found.bias_variance
     error += np.maximum(_STAYS * (1 - share), _LEAST_STAYS) * np.minimum(variance, _nearby(variance, known))
     away = given.place - found.motion - found.bias - found.path.place
     off = np.nan_to_num((away**2 / variance).sum(axis=1)) > _EVENT

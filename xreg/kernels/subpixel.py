@@ -26,6 +26,8 @@ _CONVERGED = 0.004
 _FARTHEST = 4.0
 #: A last step within this part of the standard error is as good.
 _WITHIN = 0.3
+#: Radius (px) from which a particle may be strained; a smaller, blurred one that grows looks like one of more contrast.
+_LEAST_STRAINED = 10
 #: Place of the template among the columns of the fit, and the least that is taken for a particle.
 _CONTRAST, _LEAST_CONTRAST = 3, 0.05
 
@@ -64,9 +66,9 @@ class Template:
         The particle with a rim of background.
     picture : ndarray, shape (n, n), float64
         Optical density of the particle above its surroundings.
-    basis : ndarray, shape (n, n, 13), float64
-        The columns of the fit: background (1, y, x), contrast (template times 1, y, x, r2), strain and rotation (slopes
-        of the template times y, x), and shift (slopes of the template).
+    basis : ndarray, shape (n, n, 9 or 13), float64
+        The columns of the fit: background (1, y, x), contrast (template times 1, y, x, r2), but for small particles
+        strain and rotation (slopes of the template times y, x), and shift (slopes of the template).
     """
 
     half: int
@@ -89,18 +91,18 @@ class Template:
         y, x = np.mgrid[-half:half + 1, -half:half + 1] / max(np.sqrt(contour.sum() / np.pi), 1.0)
         bent = picture * (y * y + x * x - 0.5)
         down, right = np.gradient(picture)
-        columns = [np.ones_like(picture), y, x, picture, picture * y, picture * x, bent,
-                   down * y, down * x, right * y, right * x, down, right]
+        strain = [down * y, down * x, right * y, right * x] if contour.sum() >= np.pi * _LEAST_STRAINED**2 else []
+        columns = [np.ones_like(picture), y, x, picture, picture * y, picture * x, bent, *strain, down, right]
         return cls(half, mask, picture, np.stack(columns, axis=-1))
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """The basis in the mask, (pixels, 13)."""
+        """The basis in the mask, (pixels, columns)."""
         return self.basis[self.mask]
 
     @cached_property
     def inverse(self) -> np.ndarray | None:
-        """Inverse of the normal matrix where the whole mask is valid, (13, 13); None where it has none."""
+        """Inverse of the normal matrix where the whole mask is valid, square; None where it has none."""
         return _inverse(self.columns)
 
 

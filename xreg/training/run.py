@@ -61,11 +61,17 @@ class TrainingRun:
         return round((time.monotonic() - self.started) / 60, 1)
 
     def resume(self, **parts) -> int:
-        """Load modules and optimizers from the last checkpoint; return the step to go on with (0 without one)."""
+        """Load modules and optimizers from the last checkpoint; return the step to go on with (0 without one).
+
+        Raises ValueError if the checkpoint holds other parts.
+        """
         place = self.folder / "checkpoint.pt"
         if not place.exists():
             return 0
         state = torch.load(place, map_location=self.device, weights_only=True)
+        if not parts.keys() <= state.keys():
+            msg = f"{place} is of another version of xreg, which cannot be gone on with; give another folder."
+            raise ValueError(msg)
         for name, part in parts.items():
             part.load_state_dict(state[name])
         torch.set_rng_state(state["random"].cpu())
