@@ -55,7 +55,7 @@ _STAYS, _LEAST_STAYS = 0.7, 0.05
 _FEWEST = 20
 #: Rounds of models, at least and at most: they end when twice the logarithm of the likelihood grows by less. In each
 #: so many turns of paths and shared motion.
-_ROUNDS, _SETTLED, _TURNS = (3, 12), 3.0, 6
+_ROUNDS, _SETTLED, _TURNS = (3, 12), 10.0, 6
 #: Part of the way that is gone in one turn: neighbouring frames answer to each other's steps, so that whole ones may
 #: never settle.
 _PART = 0.6
@@ -158,11 +158,11 @@ def _solve(given: _Sightings, motion: np.ndarray) -> _Solution:
     for number in range(1 + most):
         used = known & ~left_out
         if number:
-            before = cost
-            model, cost = _most_likely(given, given.place - motion, used, cut, free)
-            cost += _EVENT * (cut.sum() + left_out.sum())
-            if number > least and cost > before - _SETTLED:
+            likeliest, now = _most_likely(given, given.place - motion, used, cut, free)
+            now += _EVENT * (cut.sum() + left_out.sum())
+            if number > least and now > cost - _SETTLED:
                 break
+            model, cost = likeliest, now
         for _ in range(_TURNS):
             bias, _ = _biases(given, given.place - motion, used, cut, model)
             path = _smooth(given.place - motion - bias, given.variance, used, cut, model)
