@@ -187,6 +187,19 @@ def test_a_sighting_of_another_area_is_doubtful():
     assert not doubtful_sightings(np.full((1, 4), np.nan), np.full((1, 4), np.nan), np.ones((1, 4), bool)).any()
 
 
+def test_few_whole_sightings_of_many_that_are_cut_do_not_say_what_is_usual():
+    """Behind the edge it is seen together with a neighbour that the field of view cuts, but for one frame."""
+    area, contrast = np.full((2, 60), 1000.0), np.tile(np.repeat([0.3, 1.0], 30), (2, 1))
+    area[0, :30] *= np.random.default_rng(2).normal(1, 0.005, 30)
+    area[0, 30:], cut = 1500.0, np.zeros(area.shape, bool)
+    cut[0, 30:] = True
+    area[0, 50], cut[0, 50] = 1150.0, False
+    doubt = doubtful_sightings(area, contrast, cut)
+    assert not doubt[0, :30].any()
+    assert doubt[0, 50] > 0
+    assert not doubt[1].any()
+
+
 def test_cut_sightings_are_put_where_the_whole_particle_is():
     position, stage = planted(5, particles=7, own=2.0)
     true, cut = position.copy(), np.zeros(position.shape[:2], bool)

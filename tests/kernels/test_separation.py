@@ -9,6 +9,7 @@ from xreg.kernels.separation import make_layers
 SHAPE, HALF = (170, 180), 32
 CONTRAST = np.repeat([0.25, 1.0], 6)
 N = len(CONTRAST)
+NONE = np.zeros((2, N), bool)
 
 
 def smooth(rng, shape, length, spread):
@@ -89,3 +90,17 @@ def test_a_particle_that_was_missed_leaves_no_ghost_in_the_background():
     assert abs(behind - beside) < 0.2 * CONTRAST[0] * 0.5
     error = position[1] - place[1]
     assert np.abs(error - error.mean(0)).max() < 0.3
+
+
+def test_what_the_frame_cuts_a_little_is_separated_like_the_others():
+    rng = np.random.default_rng(6)
+    place = np.array([[60.0, 60.0], [100.0, 125.0]])[:, None] + rng.normal(0, 0.3, (2, N, 2))
+    stage = rng.normal(0, 0.4, (N, 2))
+    frames, outline = scene(place, stage)
+    start = place + rng.normal(0, 0.2, place.shape)
+    start[1, :6] += [0.0, 3.0]
+    frames[:, 113:] = np.nan                     # the second one reaches to row 119
+    layers = make_layers(frames, start, NONE, NONE, stage, np.ones(N), outline)
+    fits = [locate_in_frame(frames[k], start[:, k], NONE[:, k], stage[k], 1.0, layers) for k in range(N)]
+    error = np.stack([f.position[1] - place[1, k] for k, f in enumerate(fits)])
+    assert np.abs(error - np.nanmean(error[6:], axis=0)).max() < 0.4

@@ -19,6 +19,8 @@ _RAYLEIGH_80 = float(np.sqrt(-2 * np.log(0.2)))
 #: sightings, an eighth of them to either side, but so many at least and at most, and so many at the ends; it is the
 #: same up to this part, if they do not scatter more.
 _BEST_SEEN, _USUAL_OVER, _AT_ENDS, _SAME_AREA = 0.6, (7, 50), 3, 0.03
+#: Part of the frames that show a particle best in which it must be whole, so that these alone say what is usual.
+_LEAST_WHOLE = 0.25
 #: Weight, in the fit, of particles that deform: they decide only where no other is seen.
 _OUTSIDER = 1e-6
 #: Smallest noise of a position that is believed, and that which is assumed where it cannot be had, in px.
@@ -172,7 +174,10 @@ def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) 
         known = np.flatnonzero((ours > 0) & (row == 0))
         if not known.size:
             continue
-        best = known[strong[known]] if strong[known].any() else known
+        best = known[strong[known]]
+        # Few that the field of view has left whole, of many it has cut, are as likely to be divided otherwise.
+        if len(best) < max(_LEAST_WHOLE * (strong & (ours > 0)).sum(), 1):
+            best = known
         usual = np.interp(every, best, _running_median(ours[best]))
         off = np.abs(ours / usual - 1)
         odd = known[off[known] > max(_SAME_AREA, 3 * 1.4826 * np.median(off[best]))]

@@ -29,15 +29,17 @@ from xreg.kernels.portraits import Portrait
 from xreg.kernels.unmixing import unmix
 from xreg.kernels.waves import RINGS, WAVE_NUMBERS, filtered, mean_power, wiener_shares
 
-#: Rounds of locating, and of separating the layers within each.
-ROUNDS, _SEPARATIONS = 3, 2
+#: Rounds of locating at most, and of separating the layers within each.
+ROUNDS, _SEPARATIONS = 10, 2
 #: Where particle and background cannot be eliminated, positions are moved so many times as far as a fit says: layers
 #: follow slowly, and fits say too little.
 _HASTE = 1.4
 #: Turns in which particles that touch are fitted: where both may have made a pixel dark, fits follow each other slowly.
 _TURNS = 8
-#: Frames that must show a particle, and the share of it that may be unseen, for both pictures to be eliminated.
-_FEWEST, _MOST_UNSEEN = 4, 0.02
+#: Frames that must show a particle, and the share of it that all of them must show, for both pictures to be eliminated.
+_FEWEST, _LEAST_SEEN = 4, 0.8
+#: Pixels by which what all frames show is made smaller, since the taper is soft.
+_SOFT = 4
 #: A particle that is looked for is found at this many standard errors of its contrast.
 _SURE = 5.0
 #: Shifts (px) below which positions have settled.
@@ -164,6 +166,15 @@ def _on_stage(
             valid_samples(valid, first, 1 / scale, shape))
 
 
+def _taper(contour: np.ndarray, always: np.ndarray) -> np.ndarray | None:
+    """Soft weights (h, w) of a particle and its rim where all frames show it; None if that is too little of it."""
+    whole = ndimage.binary_dilation(contour, iterations=5)
+    part = whole if always[whole].all() else whole & ndimage.binary_erosion(always, iterations=_SOFT)
+    if part.sum() < _LEAST_SEEN * whole.sum():
+        return None
+    return ndimage.gaussian_filter(part.astype(float), 1.5) * always
+
+
 class _Separation:
     """Alternating least squares of background and particles with given positions."""
 
@@ -233,7 +244,7 @@ class _Separation:
     def settle(self, place: np.ndarray, stage: np.ndarray) -> np.ndarray:
         """Shifts (particles, n, 2), px, by which particles are elsewhere than where they were separated last (`unmix`).
 
-        NaN where a particle is not seen; all NaN for one that is seen too rarely, or not whole.
+        NaN where a particle is not seen; all NaN for one that is seen too rarely, or by less than four fifths.
         """
         shift = np.full(place.shape, np.nan)
         background, known = self.background
@@ -247,10 +258,11 @@ class _Separation:
 
         def unmixed(p):
             particle = self.particles[p]
-            taper = ndimage.gaussian_filter(ndimage.binary_dilation(particle.contour, iterations=5).astype(float), 1.5)
             seen = np.flatnonzero(np.isfinite(particle.contrast))
-            unseen = (np.isnan(self.windows[p][seen]) * taper).sum((1, 2)) / taper.sum()
-            if len(seen) < _FEWEST or (unseen > _MOST_UNSEEN).any():
+            if len(seen) < _FEWEST:
+                return
+            taper = _taper(particle.contour, np.isfinite(self.windows[p][seen]).all(axis=0))
+            if taper is None:
                 return
             behind = [sample_plane(spline, centre[p, k] - particle.half, 1.0, taper.shape) for k in seen]
             moved = unmix(np.nan_to_num(self.windows[p][seen]) + np.array(behind), particle.contrast[seen],

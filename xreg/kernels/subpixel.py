@@ -194,9 +194,12 @@ def refine_position(cut, start: np.ndarray, scale: float, template: Template, st
     """
     position = start.copy()
     farthest = max(_FARTHEST, 0.04 * template.half)
+    part, before = 1.0, np.zeros(2)
     for _ in range(steps):
         fit = measure_shift(cut(position), template, errors=False)
-        shift = np.clip(fit.position, -_LONGEST_STEP, _LONGEST_STEP)
+        # Where the frame cuts a particle rows come into view and go out again, and fits may go to and fro with them.
+        part, before = part / 2 if fit.position @ before < 0 else part, fit.position
+        shift = part * np.clip(fit.position, -_LONGEST_STEP, _LONGEST_STEP)
         position = position + shift / scale
         if not np.abs(position - start).max() < farthest or np.abs(shift).max() < _CONVERGED:
             break
