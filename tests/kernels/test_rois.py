@@ -32,13 +32,6 @@ def test_noise_in_the_map_does_not_split_a_particle():
     assert split_regions(found.astype(np.float32)).max() == 1
 
 
-def test_ends_of_a_long_particle_are_one_region_and_two_that_overlap_are_two():
-    for apart, regions in ((44, 1), (56, 2)):
-        found = cones((200, 240), (100, 120 - apart // 2, 40), (100, 120 + apart // 2, 40))
-        found[60:141] = np.maximum(found[60:141] - 0.25 * (np.abs(np.arange(240) - 120) < 3), 0)
-        assert split_regions(found).max() == regions
-
-
 def test_faint_and_tiny_blobs_are_no_particles():
     assert split_regions(0.4 * cone((90, 90), (45, 45), 20)).max() == 0
     assert split_regions(cone((90, 90), (45, 45), 4)).max() == 0

@@ -2,8 +2,6 @@
 
 import numpy as np
 from scipy import ndimage
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import cdist
 from skimage.measure import block_reduce
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
@@ -14,9 +12,6 @@ from xreg.kernels.resample import sample_window
 _BIN = 3
 #: A window is this much wider than its region, so that contour and surroundings are in it.
 WINDOW_MARGIN = 1.5
-#: Middles of two particles are farther apart than this many radii of the smaller one; a disc that lies with a fifth of
-#: its area on another one of its size is 1.44 away, seen as what is left of it. Closer ones are ends of a long one.
-_LEAST_APART = 1.4
 #: Side (samples) of the blocks that unevenness around a contour is measured by.
 _BLOCK = 4
 
@@ -28,8 +23,8 @@ def split_regions(
     """Split a particle map into one region per particle, touching ones too.
 
     The map rises to 1 at the middle of each particle; a watershed runs down from every maximum that stands `depth`
-    above the saddle to a higher one. Regions whose maxima are closer than two particles' can be are one. Regions that
-    never reach `peak`, or are smaller than a disc of `min_radius` px, are dropped.
+    above the saddle to a higher one. Regions that never reach `peak`, or are smaller than a disc of `min_radius` px,
+    are dropped.
 
     Returns
     -------
@@ -42,7 +37,7 @@ def split_regions(
         return np.zeros(particle_map.shape, np.int32)
     smooth = ndimage.gaussian_filter(small, 1.0)
     markers, _ = ndimage.label(h_maxima(smooth, depth), np.ones((3, 3)))
-    labels = _whole_particles(watershed(-smooth, markers, mask=mask), smooth)
+    labels = watershed(-smooth, markers, mask=mask)
     index = np.arange(1, labels.max() + 1)
     area = ndimage.sum_labels(mask, labels, index)
     top = ndimage.maximum(small, labels, index) if len(index) else np.zeros(0)
@@ -50,17 +45,6 @@ def split_regions(
     number = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)]).astype(np.int32)
     large = np.repeat(np.repeat(number[labels], _BIN, axis=0), _BIN, axis=1)
     return large[: particle_map.shape[0], : particle_map.shape[1]]
-
-
-def _whole_particles(labels: np.ndarray, smooth: np.ndarray) -> np.ndarray:
-    """Labels in which regions of a map whose maxima are too close for two particles are one."""
-    index = np.arange(1, labels.max() + 1)
-    if len(index) < 2:
-        return labels
-    middle = np.array(ndimage.maximum_position(smooth, labels, index))
-    radius = np.sqrt(ndimage.sum_labels(labels > 0, labels, index) / np.pi)
-    one = cdist(middle, middle) < _LEAST_APART * np.minimum(radius, radius[:, None])
-    return np.concatenate([[0], 1 + connected_components(one, directed=False)[1]])[labels]
 
 
 def region_windows(labels: np.ndarray, n: int) -> np.ndarray:
