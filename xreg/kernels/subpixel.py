@@ -24,6 +24,8 @@ _LONGEST_STEP = 1.5
 _CONVERGED = 0.004
 #: Fits that end farther (px) from where they began, large particles excepted, have lost their way.
 _FARTHEST = 4.0
+#: Fits that go to and fro by more (px) do not settle.
+_LONGEST_SWING = 0.3
 #: A last step within this part of the standard error is as good.
 _WITHIN = 0.3
 #: Radius (px) from which a particle may be strained; a smaller, blurred one that grows looks like one of more contrast.
@@ -207,5 +209,8 @@ def refine_position(cut, start: np.ndarray, scale: float, template: Template, st
     fit = measure_shift(cut(position if there else start), template)
     # Faint particles settle slowly; a last step well within the standard error does not matter.
     there &= bool((np.abs(shift) < np.fmax(10 * _CONVERGED, _WITHIN * fit.sigma)).all())
+    # One that goes to and fro lies anywhere between.
+    between = np.abs(fit.position) if part < 1 else np.zeros(2)
+    there &= bool((between < _LONGEST_SWING).all())
     return fit._replace(position=position if there else np.full(2, np.nan),
-                        sigma=fit.sigma / scale if there else np.full(2, np.nan))
+                        sigma=np.hypot(fit.sigma, between) / scale if there else np.full(2, np.nan))
