@@ -42,8 +42,8 @@ _FEWEST, _LEAST_SEEN = 4, 0.8
 _SOFT = 4
 #: A particle that is looked for is found at this many standard errors of its contrast.
 _SURE = 5.0
-#: Shifts (px) below which positions have settled.
-_SETTLED = 0.02
+#: Shifts, in px and in standard errors, below which positions have settled.
+_SETTLED = 0.02, 0.1
 
 
 def make_layers(
@@ -86,23 +86,28 @@ def make_layers(
     place = np.where(guessed[..., None], np.nan, start)
     separation = _Separation(frames, scale, bare, place, np.where(guessed[..., None], start, np.nan))
     unguessed = np.zeros(len(place), bool)
+    part, before = np.ones(len(place)), np.zeros_like(place)
     for _ in range(rounds):
         layers = separation.separate(place, stage)
-        moved, still = place.copy(), stage.copy()
+        moved, still, sigma = place.copy(), stage.copy(), np.full_like(place, np.nan)
         found = _each(lambda k, layers=layers, place=place, stage=stage: locate_in_frame(
             frames[k], place[:, k], unguessed, stage[k], float(scale[k]), layers), len(frames))
         for k, fits in enumerate(found):
             known = np.isfinite(fits.position).all(-1)
-            moved[known, k] = fits.position[known]
+            moved[known, k], sigma[known, k] = fits.position[known], fits.sigma[known]
             if np.isfinite(fits.stage).all():
                 still[k] = fits.stage
         shift = moved - place
         settled = separation.settle(place, stage)
         shift = np.where(np.isfinite(settled).any(axis=(1, 2), keepdims=True), settled, _HASTE * shift)
+        # Noise may send them to and fro.
+        part[np.nansum(shift * before, axis=(1, 2)) < 0] /= 2
+        before, shift = shift, part[:, None, None] * shift
         # Fits give shifts, not new origins: particles stay where their centres of mass are on average.
         place = place + (shift - _mean_over_frames(shift))
         stage = still - (still - stage).mean(axis=0)
-        if np.sqrt((np.nan_to_num(shift - _mean_over_frames(shift)) ** 2).mean((1, 2))).max(initial=0) < _SETTLED:
+        left = np.nan_to_num(shift - _mean_over_frames(shift)) / np.fmax(_SETTLED[0], _SETTLED[1] * sigma)
+        if (left**2).mean((1, 2)).max(initial=0) < 1:
             break
     return separation.separate(place, stage)
 
