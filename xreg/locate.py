@@ -315,9 +315,10 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     # What no frame gives a picture of, although others have one, is not there.
     has_picture = np.isfinite(contrast).any(axis=1)
     denied |= ~detected & ~has_picture[:, None] & has_picture.any()
-    # A sighting speaks for a track as loudly as it is significant, a denial as loudly as the sighting would have been.
+    # A sighting speaks for a track as loudly as it is significant, a denial as loudly as what is missing would have been.
     with np.errstate(all="ignore"):
-        shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, should))
+        lacking = should - np.nan_to_num(np.maximum(contrast, 0))
+        shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, lacking))
     # What was detected is not undone by a picture that fits badly.
     shown = np.where(detected, np.maximum(shown, 1), shown)
     kept = np.flatnonzero((shown * (detected | seen)).sum(axis=1) > (missed * denied).sum(axis=1))
