@@ -171,6 +171,21 @@ def test_what_is_detected_in_every_frame_stays_though_its_picture_fits_badly():
     np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, centre)
 
 
+@pytest.mark.parametrize(("contrast", "kept"), [(1.9, 4), (0.1, 3)])
+def test_a_denial_weighs_what_is_missing(contrast, kept):
+    """Seen before the edge alone; behind it less of it is there than of the others, or nearly nothing."""
+    centre = np.full((4, 6, 2), [[[50.0, 60.0]], [[100.0, 90.0]], [[60.0, 160.0]], [[150.0, 120.0]]])
+    start = centre.copy()
+    centre[3, 3:] = np.nan
+    tracks = made_candidates(centre, np.repeat([8300.0, 8400.0], 3), start)
+    rows = np.full((5, 6, 6), 0.02)
+    rows[:4, :, :2], rows[:3, :, 4] = start, [1, 1, 1, 4, 4, 4]
+    rows[3, :, 4], rows[3, 3:, 5] = [1, 1, 1, *[contrast] * 3], 0.05
+    found = confirm_particles(tracks, rows)
+    assert found.sizes["particle"] == kept
+    assert np.isnan(found["position"].values[3:, 3:]).all()
+
+
 def test_the_edge_jump_is_that_of_the_outlines_where_both_sides_of_the_edge_have_them():
     centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
     centre[1, :2] = np.nan

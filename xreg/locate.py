@@ -315,7 +315,7 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     # What no frame gives a picture of, although others have one, is not there.
     has_picture = np.isfinite(contrast).any(axis=1)
     denied |= ~detected & ~has_picture[:, None] & has_picture.any()
-    # A sighting speaks for a track as loudly as it is significant, a denial as loudly as what is missing would have been.
+    # A sighting speaks for a track as loudly as it is significant, a denial as loudly as what is missing.
     with np.errstate(all="ignore"):
         lacking = should - np.nan_to_num(np.maximum(contrast, 0))
         shown, missed = (np.nan_to_num(c / error, nan=1.0, posinf=1.0) for c in (contrast, lacking))
