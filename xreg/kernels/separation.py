@@ -71,7 +71,7 @@ def make_layers(
     contour : ndarray, shape (particles, 2 half + 1, 2 half + 1), bool
         Outline of each particle.
     rounds : int
-        How often everything is located anew.
+        How often everything is located anew at most; it ends when positions have settled.
     """
     shape = frames.shape[1:]
     margin = STAGE_REACH + int(np.ceil(np.abs(scale - 1).max(initial=0) * max(shape) / 2))
