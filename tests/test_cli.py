@@ -102,7 +102,6 @@ def test_run_and_its_exit_codes(demo, tmp_path):
     assert "the choice of frames changed" in err
 
 
-@pytest.mark.slow
 def test_report_of_a_part_of_the_frames(demo, tmp_path):
     raw, out = demo[0] / "raw.zarr", tmp_path / "out.zarr"
     xreg("run", raw, out, "--workers", 0, "--frames", "3:11", "--device", "cpu")

@@ -253,7 +253,6 @@ def test_the_reference_particle_can_be_chosen_after_a_run(raw, whole, tmp_path):
     assert_same(whole, out)
 
 
-@pytest.mark.slow
 def test_a_run_survives_the_number_of_a_particle_that_is_not_there(raw, tmp_path):
     out = tmp_path / "out.zarr"
     with pytest.raises(ValueError, match="reference particle 9 is not there"):
@@ -481,7 +480,6 @@ def test_a_poison_block_is_recorded_and_the_run_goes_on(raw, whole, tmp_path, ex
     assert_same(whole, out)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["observe", "locate", "align"])
 def test_what_was_made_of_all_blocks_is_made_anew_though_the_healing_run_is_interrupted(
         raw, whole, tmp_path, executions, monkeypatch, stage):
@@ -503,7 +501,6 @@ def test_what_was_made_of_all_blocks_is_made_anew_though_the_healing_run_is_inte
     assert_same(whole, out)
 
 
-@pytest.mark.slow
 def test_stacks_that_were_begun_are_finished_though_the_run_goes_on_lazily(raw, whole, tmp_path, executions):
     executions.fail = {("align", "2"): Power()}
     with pytest.raises(Power):

@@ -80,7 +80,6 @@ def test_a_killed_worker_costs_nothing_but_its_own_block(raw, whole, pool, tmp_p
     assert_same(whole, out)
 
 
-@pytest.mark.slow
 def test_a_run_whose_whole_process_group_is_killed_goes_on(raw, whole, tmp_path):
     out = tmp_path / "out.zarr"
     command = [sys.executable, "-m", "xreg.cli", "run", str(raw), str(out), "--workers", "1"]

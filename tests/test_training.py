@@ -153,21 +153,21 @@ def test_refiner_trains_both_networks(tmp_path, monkeypatch):
     discs = torch.stack([(torch.hypot(y - 40 - k, x - 50) < 20).float() for k in range(12)])
     pictures = torch.stack([discs, discs, torch.ones_like(discs)], dim=1)
     monkeypatch.setattr(refiner, "simulate_regions", lambda *_: [pictures, discs, torch.ones(12)])
-    config = RefinerConfig(epochs=24, low_epoch=3, batch=3, width=4, rate=1e-2, held_out=0.2)
+    config = RefinerConfig(epochs=40, low_epoch=3, batch=3, width=2, rate=2e-2, held_out=0.2)
     detector = train_detector(tmp_path / "d", replace(TINY, steps=2, warm_up=2), device="cpu")
     weights = refiner.train_refiner(tmp_path / "r", config, device="cpu", detector=detector)
     held = card(weights)["held-out regions"]
     assert set(held) == {"low", "high", "fused"}
     curve = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
-    assert len(curve) == 24
-    assert curve[-1]["loss"] < 0.8 * curve[0]["loss"]     # 0.4 to 0.8 for other seeds and numbers of threads
+    assert len(curve) == 40
+    assert curve[-1]["loss"] < 0.7 * curve[0]["loss"]
     both = load(weights, "cpu")
     assert not torch.equal(both.low.last.weight, both.high.last.weight)
     # A training that goes on from these weights starts where they stopped.
     further = replace(config, epochs=1, low_epoch=1, rate=0.0)
     again = load(refiner.train_refiner(tmp_path / "f", further, device="cpu", detector=detector, start=weights), "cpu")
     torch.testing.assert_close(again.high.last.weight, both.high.last.weight)
-    with pytest.raises(ValueError, match=r"to go on from are of a UNetConfig\(.*width=4.*give weights of the same"):
+    with pytest.raises(ValueError, match=r"to go on from are of a UNetConfig\(.*width=2.*give weights of the same"):
         refiner.train_refiner(tmp_path / "g", replace(further, width=3), detector=detector, start=weights)
 
 
