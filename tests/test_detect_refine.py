@@ -46,6 +46,21 @@ def test_every_particle_is_found_and_outlined(phantom, table):
         assert not seen["roi_cut"].any()
 
 
+def test_two_particles_in_one_region_of_the_map_are_two():
+    rng = np.random.default_rng(1)
+    y, x = np.indices((220, 240))
+    large, small = (np.clip(r - np.hypot(y - 110, x - c), 0, None) / r for c, r in ((95, 40), (158, 26)))
+    density = np.sqrt(large) + 0.6 * np.sqrt(small) + 0.01 * rng.standard_normal(y.shape)
+    # A map that runs down from the one to the end of the other.
+    found = np.where((large > 0) | (small > 0), 0.2 + 0.8 * np.clip(1 - (x - 80) / 110, 0, 1), 0)
+    found = np.where(large > 0, np.maximum(found, 0.4 + 0.6 * large), found)
+    density, found = density[None].astype(np.float32), found[None].astype(np.float32)
+    place = refine_block(density, found, np.array([0.01]), device="cpu")["roi_position"][0]
+    place = place[np.isfinite(place[:, 0])]
+    assert len(place) == 2
+    np.testing.assert_allclose(place[place[:, 1].argsort()], [[110, 95], [110, 158]], atol=4)
+
+
 def test_an_empty_frame_has_no_particles():
     rng = np.random.default_rng(0)
     blank = np.stack([0.01 * rng.standard_normal((200, 210)), np.full((200, 210), np.nan)]).astype(np.float32)

@@ -11,7 +11,14 @@ from xreg.chunks import whole_frames
 from xreg.kernels.moments import centre_of_mass, single_contour
 from xreg.kernels.resample import sample_window
 from xreg.kernels.rim import extend_to_rim
-from xreg.kernels.rois import contour_contrast, other_regions, region_pictures, region_windows, split_regions
+from xreg.kernels.rois import (
+    contour_contrast,
+    other_regions,
+    region_pictures,
+    region_windows,
+    split_left_over,
+    split_regions,
+)
 from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, ROIS, THUMBNAIL_SIZE, check_alike, describe, validate
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ MIN_SIGNIFICANCE = 10.0
 SURE_MAP = 0.45
 #: Samples about other regions and invalid pixels that do not tell where a particle begins.
 _ASIDE = 4
+#: Regions are split by what their contours leave over once, and looked at again.
+_LOOKS = 2
 #: A contour that lies inside a larger one by more than this share is a part of it, such as a denser grain.
 MAX_INSIDE = 0.85
 
@@ -59,6 +68,9 @@ def refine_block(
 ) -> np.ndarray:
     """Split each frame's particle map into regions and refine each to one soft contour.
 
+    Where a contour leaves over a good part of its region, that becomes a region of its own, and the frame is refined
+    once more: the map may not tell two particles from each other where they touch.
+
     Parameters
     ----------
     optical_density : ndarray, shape (n, y, x), float32
@@ -84,19 +96,24 @@ def refine_block(
 
     weights, device = weights or shipped("refiner"), choose_device(device)
     table = empty_rois(len(optical_density), max_rois)
-    for frame, (density, found) in enumerate(zip(optical_density, particle_map, strict=True)):
-        labels = split_regions(found)
-        windows = region_windows(labels, CONTOUR_SIZE)
-        if not len(windows):
-            continue
-        pictures, levels = region_pictures(density, found, labels, windows, CONTOUR_SIZE)
-        contours = soft_contours(pictures, weights, device)
-        others = other_regions(found, labels, windows, pictures[:, 1])
-        regions = zip(pictures, contours, others, windows, levels, strict=True)
-        records = [_measure(*region, float(noise[frame])) for region in regions]
+    for rows, density, found, sigma in zip(table, optical_density, particle_map, noise, strict=True):
+        labels, records = split_regions(found), []
+        for _ in range(_LOOKS):
+            windows = region_windows(labels, CONTOUR_SIZE)
+            if not len(windows):
+                break
+            pictures, levels = region_pictures(density, found, labels, windows, CONTOUR_SIZE)
+            contours = soft_contours(pictures, weights, device)
+            others = other_regions(found, labels, windows, pictures[:, 1])
+            regions = zip(pictures, contours, others, windows, levels, strict=True)
+            records = [_measure(*region, float(sigma)) for region in regions]
+            outlines = np.array([r["roi_contour"] / np.float32(255) for r in records])
+            labels = split_left_over(labels, windows, outlines)
+            if labels.max() == len(windows):
+                break
         kept = _drop_doubles([r for r in records if r["roi_area"] >= MIN_AREA])
         kept = sorted(sorted(kept, key=lambda r: -r["roi_area"])[:max_rois], key=lambda r: tuple(r["roi_position"]))
-        table[frame, : len(kept)] = kept
+        rows[: len(kept)] = kept
     return table
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_regions
+from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_left_over, split_regions
 
 
 def cone(shape, centre, radius):
@@ -36,6 +36,36 @@ def test_faint_and_tiny_blobs_are_no_particles():
     assert split_regions(0.4 * cone((90, 90), (45, 45), 20)).max() == 0
     assert split_regions(cone((90, 90), (45, 45), 4)).max() == 0
     assert split_regions(np.zeros((31, 47), np.float32)).shape == (31, 47)
+
+
+def drawn(windows, *places):
+    """A disc (y, x, radius) for each window, as its contour; None for an empty one."""
+    contours = np.zeros((len(windows), 96, 96), np.float32)
+    for contour, (y, x, step), place in zip(contours, windows, places, strict=True):
+        rows, columns = np.indices(contour.shape) * step
+        if place:
+            away = np.hypot(rows + y - 47.5 * step - place[0], columns + x - 47.5 * step - place[1])
+            contour[:] = np.clip((place[2] - away) / step + 0.5, 0, 1)
+    return contours
+
+
+def test_what_a_contour_leaves_over_becomes_a_region():
+    pair, alone, edge = (60, 70, 30), (200, 90, 30), (295, 200, 24)
+    small, _ = ndimage.label(cones((300, 321), pair, (60, 115, 20), alone, edge)[::3, ::3] > 0)
+    labels = np.repeat(np.repeat(small, 3, axis=0), 3, axis=1)
+    assert labels.max() == 3
+    windows = region_windows(labels, 96)
+    split = split_left_over(labels, windows, drawn(windows, pair, alone, edge))
+    assert split.max() == 4
+    y, x = ndimage.center_of_mass(split == 4)
+    assert np.hypot(y - 60, x - 117) < 3
+    assert (split[split < 4] == labels[split < 4]).all()
+    # A rim is no particle, what a neighbour's contour has is his, and a refused contour says nothing.
+    for places in (((60, 74, 39), (200, 90, 27), edge), (None, alone, edge)):
+        np.testing.assert_array_equal(split_left_over(labels, windows, drawn(windows, *places)), labels)
+    two = np.concatenate([windows, windows[:1]])
+    both = drawn(two, pair, alone, edge, (60, 115, 20))
+    np.testing.assert_array_equal(split_left_over(labels, two, both), labels)
 
 
 def test_pictures_run_from_outside_to_inside_whatever_the_contrast():

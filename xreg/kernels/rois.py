@@ -6,7 +6,7 @@ from skimage.measure import block_reduce
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
-from xreg.kernels.resample import sample_window
+from xreg.kernels.resample import sample_window, tent_weights
 
 #: The map is split at a third of the resolution, since it was drawn there.
 _BIN = 3
@@ -43,8 +43,55 @@ def split_regions(
     top = ndimage.maximum(small, labels, index) if len(index) else np.zeros(0)
     keep = (area * _BIN**2 >= np.pi * min_radius**2) & (top >= peak)
     number = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)]).astype(np.int32)
-    large = np.repeat(np.repeat(number[labels], _BIN, axis=0), _BIN, axis=1)
-    return large[: particle_map.shape[0], : particle_map.shape[1]]
+    return _enlarged(number[labels], particle_map.shape)
+
+
+def _enlarged(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Labels at the resolution of a frame (H, W)."""
+    return np.repeat(np.repeat(labels, _BIN, axis=0), _BIN, axis=1)[: shape[0], : shape[1]]
+
+
+def split_left_over(
+    labels: np.ndarray, windows: np.ndarray, contours: np.ndarray, *, share: float = 0.2, min_radius: float = 7.0
+) -> np.ndarray:
+    """Split regions of which their own contours leave a part over that no other contour has either.
+
+    A particle map may not tell two particles from each other where they touch; the contour of their region is then that
+    of one of them.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (H, W), int32
+        From `split_regions`.
+    windows : ndarray, shape (regions, 3)
+        From `region_windows`.
+    contours : ndarray, shape (regions, n, n), float32
+        Soft contour of each region, 0 to 1; empty ones leave nothing over.
+    share, min_radius : float
+        What is less than this share of its region, or than a disc of so many px radius, is not split off.
+
+    Returns
+    -------
+    ndarray, shape (H, W), int32
+        Labels as before, and higher ones for what has been split off.
+    """
+    small = labels[::_BIN, ::_BIN].copy()
+    n, covered = contours.shape[-1], np.zeros(small.shape, bool)
+    for window, contour in zip(windows, contours, strict=True):
+        places = ((np.arange(size) * _BIN + (_BIN - 1) / 2 - centre) / window[2] + (n - 1) / 2
+                  for size, centre in zip(small.shape, window, strict=False))
+        places = [(p, np.flatnonzero((p >= 0) & (p <= n - 1))) for p in places]
+        rows, columns = (tent_weights(n, p[inside], _BIN / window[2]) for p, inside in places)
+        covered[np.ix_(*(inside for _, inside in places))] |= rows @ contour @ columns.T > 0.5
+    number = small.max()
+    for k in 1 + np.flatnonzero(contours.any(axis=(1, 2))):
+        own = small == k
+        pieces, _ = ndimage.label(ndimage.binary_opening(own & ~covered))
+        least = max(share * own.sum(), np.pi * (min_radius / _BIN) ** 2)
+        for piece in np.flatnonzero(np.bincount(pieces.ravel())[1:] >= least):
+            number += 1
+            small[pieces == piece + 1] = number
+    return _enlarged(small, labels.shape)
 
 
 def region_windows(labels: np.ndarray, n: int) -> np.ndarray:
