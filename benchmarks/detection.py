@@ -1,6 +1,7 @@
 """Particles found, contours and centres, against the truth: the learned chain beside classical segmentation.
 
-    python benchmarks/detection.py [--frames 40] [--noise 1,10,20,30] [--detector FILE] [--refiner FILE] [--real RAW]
+    python benchmarks/detection.py [--frames 40] [--noise 1,10,20,30] [--plain] [--detector FILE] [--refiner FILE]
+                                   [--real RAW]
 
 Noise is the standard deviation of the transmission in the open beam, in per cent: 1 is 10,000 counts a pixel, 10 is
 100, 20 is 25, 30 is 11. Every frame is another phantom (seeds that no training uses) at a random energy, with
@@ -9,6 +10,8 @@ faultless: the true substrate is taken off. A particle is found where a contour 
 it. A contour that lies mostly on no particle is an invention; any other without a particle of its own is a fragment.
 The centre's Cramer-Rao bound is that of photon noise alone, computed from the noise-free frame with everything else
 known.
+
+With --plain, background without texture: what noise and blur alone leave of contours and centres.
 
 With --real, a raw store of frames at two energies at least: which contours of the last energy have one at the first,
 and how well their areas agree.
@@ -83,14 +86,19 @@ class Tally:
 Method = Callable[[np.ndarray, float], Found]
 
 
-def make_scene(seed: int, counts: float, empty: bool = False) -> Scene:
-    """Simulate one frame and its truth; `empty` leaves the particles out and makes background and corners worse."""
+def make_scene(seed: int, counts: float, empty: bool = False, plain: bool = False) -> Scene:
+    """Simulate one frame and its truth.
+
+    `empty` leaves out the particles and makes background and corners worse, `plain` leaves out all texture.
+    """
     rng = np.random.default_rng(seed)
     typical = np.exp(rng.uniform(np.log(16), np.log(70)))
     n = int(np.clip(0.16 * np.prod(SHAPE) / (np.pi * typical**2), 2, 14))
     settings = {"n_particles": n, "touching": max(n // 4, 1), "overlapping": n // 5, "cut": 1}
     if empty:
         settings = {"n_particles": 0, "illumination": rng.uniform(0, 2.5), "texture": rng.uniform(0.03, 0.08)}
+    if plain:
+        settings["texture"] = 0.0
     energy = float(rng.choice(ni_energies()))
     phantom = Phantom(shape=SHAPE, n_scans=1, energies=(energy,), radius=(0.7 * typical, 1.4 * typical), counts=counts,
                       facets=rng.uniform(0, 0.6), irregularity=rng.uniform(0.03, 0.15), jitter=0.0, deformation=0.0,
@@ -233,12 +241,14 @@ def score(tally: Tally, scene: Scene, found: Found) -> None:
     tally.fragments += int((covered[spare] >= 0.5).sum())
 
 
-def measure(methods: dict[str, Method], noise: float, frames: int, *, with_empty: bool = True) -> dict[str, Tally]:
+def measure(
+    methods: dict[str, Method], noise: float, frames: int, *, with_empty: bool = True, plain: bool = False,
+) -> dict[str, Tally]:
     """Tally of each method over frames with particles, and as many without, at one noise level (per cent)."""
     tallies = {name: Tally() for name in methods}
     for seed in range(FIRST_SEED, FIRST_SEED + frames):
         for empty in (False, True) if with_empty else (False,):
-            scene = make_scene(seed, 1e4 / noise**2, empty)
+            scene = make_scene(seed, 1e4 / noise**2, empty, plain)
             for name, method in methods.items():
                 start = time.perf_counter()
                 found = method(scene.density, scene.noise)
@@ -318,15 +328,17 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
 
 
 def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector: str | None = None,
-         refiner: str | None = None, real: str | None = None) -> dict[float, dict[str, dict[str, float]]]:
+         refiner: str | None = None, real: str | None = None, plain: bool = False,
+         ) -> dict[float, dict[str, dict[str, float]]]:
     """Print the tables; returns the summaries by noise level and method."""
     ours = partial(learned, detector=Weights.of(detector) if detector else None,
                    refiner=Weights.of(refiner) if refiner else None)
     methods = {"learned": ours, "Otsu + watershed": otsu_watershed, "best classical": classical}
     table = {}
     for level in noise:
-        table[level] = {name: summary(tally) for name, tally in measure(methods, level, frames).items()}
-        show(f"noise {level:g} %, {frames} + {frames} frames", table[level])
+        tallies = measure(methods, level, frames, plain=plain)
+        table[level] = {name: summary(tally) for name, tally in tallies.items()}
+        show(f"noise {level:g} %, {frames} + {frames} frames{', no texture' if plain else ''}", table[level])
     if real:
         show("two energies", compare_energies(real, methods))
     return table
@@ -336,9 +348,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=40, help="with particles, and as many without, per noise level")
     parser.add_argument("--noise", default="1,10,20,30", help="per cent, separated by commas")
+    parser.add_argument("--plain", action="store_true", help="background without texture")
     parser.add_argument("--detector", help="weights that `xreg train detect` wrote; the shipped ones by default")
     parser.add_argument("--refiner", help="weights that `xreg train refine` wrote; the shipped ones by default")
     parser.add_argument("--real", metavar="RAW", help="raw store of frames at two energies or more")
     options = parser.parse_args()
     levels = tuple(float(level) for level in options.noise.split(","))
-    main(options.frames, levels, options.detector, options.refiner, options.real)
+    main(options.frames, levels, options.detector, options.refiner, options.real, options.plain)
