@@ -221,9 +221,10 @@ def test_a_particle_that_the_field_cuts_is_expected_where_the_whole_of_it_would_
     energy, shared = np.full(6, 8400.0), np.array([[0, 0], [3, 1], [-2, 2], [4, 0], [1, -3], [0, 2.0]])
     position = np.array([[50, 60], [100, 90], [120, 200], [20, 30], [3, 100.0]])[:, None] + shared
     true = position.copy()
-    position[4] -= [0.5, 0.0] * shared          # never whole: its centre moves half as much
+    position[4] -= [0.5, 0.0] * shared          # never whole: its centre moves half as much across a line 15 px away
     position[3, :2] += 7.0                      # whole later on
     tracks = made_tracks(position, energy)
+    tracks["area"].values[4] *= np.exp(0.5 * shared[:, 0] / 15)
     tracks["cut"].values[4], tracks["cut"].values[3, :2] = True, True
     outline = xr.DataArray(np.ones((5, 9, 9), bool), dims=("particle", "y", "x"))
     found = propose_particles(tracks, outline)

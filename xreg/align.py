@@ -163,8 +163,9 @@ def _centres(
 
     centres = rois["roi_position"].values.astype(float)
     area, contrast = (spread(rois[name].values.astype(float), np.nan) for name in ("roi_area", "roi_contrast"))
-    doubt = doubtful_sightings(area * scale**2, contrast, spread(rois["roi_cut"].values, False))
-    place, _ = whole_places(to_reference(spread(centres, np.nan), scale, shape), doubt)
+    area = area * scale**2
+    doubt = doubtful_sightings(area, contrast, spread(rois["roi_cut"].values, False))
+    place, _ = whole_places(to_reference(spread(centres, np.nan), scale, shape), doubt, area)
     theirs = doubt > 0
     doubtful = np.zeros(track.shape, bool)
     doubtful[frame, roi] = theirs[where]

@@ -129,8 +129,9 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     """
     shape, scale = tuple(tracks.attrs["frame_shape"]), _scale(tracks["energy"].values, tracks.attrs)
     position, contrast = tracks["position"].values, tracks["contrast"].values
-    doubt = doubtful_sightings(tracks["area"].values * scale**2, contrast, tracks["cut"].values)
-    place, shared = whole_places(to_reference(position, scale, shape), doubt)
+    area = tracks["area"].values * scale**2
+    doubt = doubtful_sightings(area, contrast, tracks["cut"].values)
+    place, shared = whole_places(to_reference(position, scale, shape), doubt, area)
     doubtful = doubt > 0
     guess = np.full_like(place, np.nan)
     every = np.arange(place.shape[1])

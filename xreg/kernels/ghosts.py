@@ -76,7 +76,7 @@ def take_out_ghosts(
 
 def _what_frames_say(particle, soft, moved, windows, seen) -> tuple[np.ndarray, np.ndarray]:
     """Normal matrix and right side of the fit of ghosts to what particle and background leave of the frames."""
-    template = Template.of(particle.picture, particle.contour)
+    template = Template.of(particle.known_picture(), particle.contour)
     inner = (slice(particle.half - template.half, particle.half + template.half + 1),) * 2
     mask = template.mask
     absorbed, _ = np.linalg.qr(template.basis[mask])

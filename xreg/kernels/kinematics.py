@@ -21,6 +21,8 @@ _RAYLEIGH_80 = float(np.sqrt(-2 * np.log(0.2)))
 _BEST_SEEN, _USUAL_OVER, _AT_ENDS, _SAME_AREA = 0.6, (7, 50), 3, 0.03
 #: Part of the frames that show a particle best in which it must be whole, so that these alone say what is usual.
 _LEAST_WHOLE = 0.25
+#: Farthest growth (logarithm of the area) of a region from one sighting to the next that is taken for motion.
+_MOST_GROWTH = 0.3
 #: Weight, in the fit, of particles that deform: they decide only where no other is seen.
 _OUTSIDER = 1e-6
 #: Smallest noise of a position that is believed, and that which is assumed where it cannot be had, in px.
@@ -210,13 +212,12 @@ def _running_median(values: np.ndarray) -> np.ndarray:
     return medians
 
 
-def whole_places(position: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def whole_places(position: np.ndarray, doubt: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where particles are if all of them were seen as well as where they are seen well, and the motion that all share.
 
     A doubtful sighting is put where the common motion of the others says, plus the particle's own motion as between its
-    own other sightings, unless that is farther away than the region explains. A particle of which all are doubtful (the
-    field of view cuts it always: the centre of what is seen then moves less than the particle) is taken to move as all
-    do, about the median of its places.
+    own other sightings, unless that is farther away than the region explains. One of which all are doubtful, since the
+    field of view cuts it always, is put where `uncut_path` says.
 
     Parameters
     ----------
@@ -224,6 +225,8 @@ def whole_places(position: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, n
         In reference coordinates; NaN where not seen.
     doubt : array, shape (particles, frames), px
         From `doubtful_sightings`.
+    area : array, shape (particles, frames)
+        Of the regions, px squared.
 
     Returns
     -------
@@ -237,18 +240,52 @@ def whole_places(position: np.ndarray, doubt: np.ndarray) -> tuple[np.ndarray, n
     if np.isnan(common[seen.any(axis=0)]).any():
         common, _ = common_motion(position)
     place, every = position.copy(), np.arange(position.shape[1])
-    for own, row, ours, odd, most in zip(position - common, place, seen, doubtful, doubt, strict=True):
+    for own, row, ours, odd, most, size in zip(position - common, place, seen, doubtful, doubt, area, strict=True):
         known = np.isfinite(own).all(axis=-1)
         put, sure = ours & odd & known, np.flatnonzero(known & ~odd)
         if not put.any():
             continue
-        if sure.size:
-            moved = np.stack([np.interp(every, sure, own[sure, axis]) for axis in (0, 1)], axis=-1)
-        else:
-            moved = np.broadcast_to(np.median(own[known], axis=0), own.shape)
+        if not sure.size:
+            row[put] = uncut_path(row, size, common)[put]
+            continue
+        moved = np.stack([np.interp(every, sure, own[sure, axis]) for axis in (0, 1)], axis=-1)
         put &= np.linalg.norm(common + moved - row, axis=-1) <= most
         row[put] = (common + moved)[put]
     return place, common
+
+
+def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.ndarray:
+    """Path of a particle that the field of view always cuts, from the centre and the area of what is seen of it.
+
+    Let the particle move by du across the line that cuts it, and let the centre of what is seen lie x behind that line.
+    The moment x A of what is seen then grows by A du, so that du = dx + x d(ln A): the centre moves less than the
+    particle. Where the line lies is told by the motion that all particles share: from one sighting to the next most of
+    it is the stage's, and x is what makes up best for what the centre lacks of it.
+
+    Parameters
+    ----------
+    centre : array, shape (frames, 2), px
+        NaN where not seen.
+    area : array, shape (frames,), px squared
+    common : array, shape (frames, 2), px
+        From `common_motion`.
+
+    Returns
+    -------
+    array, shape (frames, 2), px
+        NaN where not seen. Its mean is that of the centres.
+    """
+    seen = np.flatnonzero(np.isfinite(centre).all(-1) & (area > 0))
+    grown = np.log(area[seen])
+    step, lacking = np.diff(grown), np.diff((common - centre)[seen], axis=0)
+    # A region that is suddenly another says nothing.
+    told = (np.abs(step) < _MOST_GROWTH) & np.isfinite(lacking).all(-1)
+    behind = step[told] @ lacking[told] / max(step[told] @ step[told], 1e-12)
+    radius = np.sqrt(np.median(area[seen]) / np.pi)
+    behind *= min(1.0, radius / max(np.hypot(*behind), 1e-12))
+    path = np.full_like(centre, np.nan)
+    path[seen] = centre[seen] + (grown - grown.mean())[:, None] * behind
+    return path
 
 
 def _fit(place: np.ndarray, weight: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from scipy import fft, ndimage
 from skimage.feature import match_template
 
 from xreg.kernels.geometry import frame_centre
-from xreg.kernels.planes import sample_plane, spline_coefficients, valid_samples
+from xreg.kernels.planes import nearest_valid, sample_plane, spline_coefficients, valid_samples
 from xreg.kernels.subpixel import NO_FIT, Template, measure_shift, refine_position
 
 #: Farthest (px) that the stage is looked for beyond where it is expected.
@@ -72,7 +72,8 @@ class Layers:
     margin : int
         Samples by which it is larger than a frame on every side.
     pictures : ndarray, shape (particles, n, n), float32
-        Optical density of each particle where its contrast is highest, 0 outside; all NaN for one never seen.
+        Optical density of each particle where its contrast is highest, 0 outside; NaN where it is hardly seen, all NaN
+        for one never seen.
     contour : ndarray, shape (particles, n, n), bool
         Outlines.
     """
@@ -86,7 +87,7 @@ class Layers:
     @cached_property
     def templates(self) -> list[Template | None]:
         """What each particle is fitted with; None for one that was never seen."""
-        return [Template.of(p, c) if np.isfinite(p).all() and c.any() else None
+        return [Template.of(p, c) if np.isfinite(p[c]).any() else None
                 for p, c in zip(self.pictures, self.contour, strict=True)]
 
     @cached_property
@@ -238,7 +239,8 @@ class Patch:
         valid = np.isfinite(patch)
         whole = bool(valid.all())
         if not whole:
-            patch = np.where(valid, patch, np.float32(patch[valid].mean() if valid.any() else 0.0))
+            patch = np.where(valid, patch, np.float32(0))
+            patch[~valid] = patch.ravel()[nearest_valid(valid)]
         return Cutter(spline_coefficients(patch), None if whole else valid, self.low, 1 / self.scale, self.half)
 
     def search(self, cut: "Cutter", start: np.ndarray, template: Template) -> np.ndarray:

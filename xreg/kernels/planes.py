@@ -12,6 +12,17 @@ def spline_coefficients(picture: np.ndarray) -> np.ndarray:
     return ndimage.spline_filter(picture, order=3, output=np.float32, mode="mirror")
 
 
+def nearest_valid(valid: np.ndarray) -> np.ndarray:
+    """Of a mask (y, x), the flat number of each invalid pixel's nearest valid one.
+
+    Pictures that are continued so beyond their holes have no step there, about which a spline would ring.
+    """
+    if not valid.any():
+        return np.zeros(valid.size, int)  # nothing to continue: whatever is there
+    rows, columns = ndimage.distance_transform_edt(~valid, return_distances=False, return_indices=True)
+    return (rows * valid.shape[1] + columns)[~valid]
+
+
 def sample_plane(coefficients: np.ndarray, first: np.ndarray, step: float, shape: tuple[int, int]) -> np.ndarray:
     """Sample a picture on a regular grid.
 

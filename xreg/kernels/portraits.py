@@ -9,6 +9,8 @@ from xreg.kernels.waves import filtered, wiener_shares
 
 #: Particles end softly, so many px beyond their outlines.
 _SOFT = 4
+#: What less than this part of the windows shows is not known: its end would pass for an edge of the particle.
+_LEAST_KNOWN = 0.3
 
 
 class Portrait:
@@ -27,6 +29,7 @@ class Portrait:
         self.picture: np.ndarray | None = None
         self.sprite: Sprite | None = None
         self.contrast = np.zeros(0)
+        self.known = np.ones(self.contour.shape, bool)
 
     def show(self, picture: np.ndarray) -> None:
         """Take a picture for the particle's."""
@@ -62,16 +65,22 @@ class Portrait:
         share = np.where(np.isfinite(windows[seen]), self.contrast[seen][:, None, None], 0).astype(np.float32)
         shown = share * np.nan_to_num(windows[seen]) * self.support
         sums, weights = (np.array([a[half::2].sum(0) for half in (0, 1)]) for a in (shown, share**2))
-        total = sums.sum(0) / np.maximum(weights.sum(0), 1e-6)
+        weight = weights.sum(0)
+        self.known = weight >= _LEAST_KNOWN * weight.max()
+        total = sums.sum(0) / np.maximum(weight, 1e-6)
         # Waves in which every other window says something else are noise, and a template's noise is taken for slopes.
         self.show(filtered(total, wiener_shares(total, sums, weights, self.support > 0)))
 
+    def known_picture(self) -> np.ndarray:
+        """The picture, NaN where it is hardly seen, as where the field of view always cuts the particle."""
+        return np.where(self.known, self.picture, np.float32(np.nan))
+
     def full_picture(self) -> np.ndarray:
-        """The picture in the window of all particles; all NaN if never seen."""
+        """The known picture in the window of all particles; all NaN if never seen."""
         if self.picture is None:
             return np.full(self.whole, np.nan, np.float32)
         full = np.zeros(self.whole, np.float32)
-        full[self.crop] = self.picture
+        full[self.crop] = self.known_picture()
         return full
 
 

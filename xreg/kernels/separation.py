@@ -24,7 +24,7 @@ from xreg.kernels.layers import (
     locate_in_frame,
     paint,
 )
-from xreg.kernels.planes import sample_plane, spline_coefficients, valid_samples
+from xreg.kernels.planes import nearest_valid, sample_plane, spline_coefficients, valid_samples
 from xreg.kernels.portraits import Portrait
 from xreg.kernels.unmixing import unmix
 from xreg.kernels.waves import RINGS, WAVE_NUMBERS, filtered, mean_power, wiener_shares
@@ -186,6 +186,7 @@ class _Separation:
     def __init__(self, frames: np.ndarray, scale: np.ndarray, bare: Layers, place: np.ndarray, guess: np.ndarray):
         self.bare, self.scale = bare, [float(s) for s in scale]
         self.valid = [np.isfinite(f) for f in frames]
+        self.nearest = _each(lambda k: nearest_valid(self.valid[k]), len(frames))
         # A rim of the frame and of its holes is left out: there the spline has nothing to lean on.
         self.sure = [ndimage.binary_erosion(v, iterations=2) & ~paint(v.shape, guess[:, k], s, bare.rims)
                      for k, (v, s) in enumerate(zip(self.valid, self.scale, strict=True))]
@@ -196,7 +197,7 @@ class _Separation:
         self.background = bare.background, bare.known
         self.kept = np.ones(RINGS, np.float32)
         self.particles = [Portrait(c) for c in bare.contour]
-        windows = self._windows(place, [spline_coefficients(f) for f in self.frames])
+        windows = self._windows(place, [self._spline(k, f) for k, f in enumerate(self.frames)])
         for p, (particle, seen) in enumerate(zip(self.particles, windows, strict=True)):
             # At first what lies under a neighbour's outline is the neighbour's, and what is under both is divided.
             covered = self._covered(p, place)
@@ -207,6 +208,12 @@ class _Separation:
                 ours = ndimage.gaussian_filter((~theirs).astype(np.float32), 1)
                 particle.show(particle.picture * ours * np.where(covered, np.float32(0.5), np.float32(1)))
         self.touching = self._find_touching(place)
+
+    def _spline(self, k: int, frame: np.ndarray) -> np.ndarray:
+        """Spline coefficients of what is left of frame k."""
+        continued = frame.copy()
+        continued[~self.valid[k]] = frame.ravel()[self.nearest[k]]
+        return spline_coefficients(continued)
 
     def _covered(self, particle: int, place: np.ndarray) -> np.ndarray:
         """Where in a particle's window its neighbours' outlines lie on average, (h, w) bool."""
@@ -295,8 +302,8 @@ class _Separation:
         """Fit all particles to what the background and their neighbours leave of their windows; returns the latter."""
         layers = Layers(*self.background, self.bare.margin, self.bare.pictures, self.bare.contour)
         shape, n = self.frames[0].shape, len(self.frames)
-        splines = _each(lambda k: spline_coefficients(
-            self._left(k, place) - background_at(layers, stage[k], self.scale[k], shape)), n)
+        splines = _each(lambda k: self._spline(
+            k, self._left(k, place) - background_at(layers, stage[k], self.scale[k], shape)), n)
         windows = self._windows(place, splines)
         for particle, left in zip(self.particles, windows, strict=True):
             if particle.picture is not None:

@@ -18,6 +18,8 @@ from scipy import ndimage
 
 #: Rim (px) around the outline that belongs to the fit, so that the background is known.
 RIM = 5
+#: Pixels about what is not known of a picture whose slopes are not known either.
+_UNSURE = 3
 #: Steps of at most this length (px) are taken; a fit that wants more is started in the wrong place.
 _LONGEST_STEP = 1.5
 #: Steps shorter than this (px) end the fit.
@@ -86,7 +88,8 @@ class Template:
         half = min(int(np.abs(np.argwhere(mask) - middle).max(initial=0)) + 1, middle)
         inner = slice(middle - half, middle + half + 1)
         picture, contour, mask = picture[inner, inner], contour[inner, inner], mask[inner, inner]
-        mask = mask & np.isfinite(picture)
+        # Slopes at the end of what is known are none of the particle's.
+        mask = mask & ndimage.binary_erosion(np.isfinite(picture), iterations=_UNSURE, border_value=1)
         around = mask & ~ndimage.binary_dilation(contour, iterations=2)
         level = np.median(picture[around]) if around.any() else 0.0
         picture = np.where(np.isfinite(picture), picture - level, 0.0)
