@@ -171,6 +171,33 @@ def test_what_is_detected_in_every_frame_stays_though_its_picture_fits_badly():
     np.testing.assert_array_equal(confirm_particles(tracks, rows)["position"].values, centre)
 
 
+def test_a_detection_in_a_frame_that_denies_the_particle_is_uncertain():
+    centre = np.array([[[50.0, 60.0]] * 4, [[100.0, 90.0]] * 4])
+    tracks = made_candidates(centre, np.full(4, 8400.0))
+    rows = np.full((3, 4, 6), 0.02)
+    rows[:2, :, :2], rows[:2, :, 4] = centre, 1.0
+    rows[1, 0, :5] = [np.nan] * 4 + [0.01]
+    found = confirm_particles(tracks, rows)
+    np.testing.assert_array_equal(found["position"].values, centre)
+    np.testing.assert_allclose(found["position_sigma"].values[1, 0], 17.84 / 2, rtol=0.01)
+    assert (found["position_sigma"].values[1, 1:] == 0.02).all()
+
+
+@pytest.mark.parametrize(("cut", "kept"), [(True, 3), (False, 2)])
+def test_a_particle_that_has_left_is_not_denied(cut, kept):
+    centre = np.full((3, 12, 2), [[[50.0, 60.0]], [[100.0, 90.0]], [[3.0, 160.0]]])
+    start = centre.copy()
+    centre[2, 4:] = np.nan
+    tracks = made_candidates(centre, np.full(12, 8400.0), start)
+    tracks["cut"].values[2, 2] = cut
+    rows = np.full((4, 12, 6), 0.02)
+    rows[:3, :, :2], rows[:3, :, 4] = start, 1.0
+    rows[2, 4:, :5] = [np.nan] * 4 + [0.0]
+    found = confirm_particles(tracks, rows)
+    assert found.sizes["particle"] == kept
+    assert np.isnan(found["position"].values[2:, 4:]).all()
+
+
 @pytest.mark.parametrize(("contrast", "kept"), [(1.9, 4), (0.1, 3)])
 def test_a_denial_weighs_what_is_missing(contrast, kept):
     """Seen before the edge alone; behind it less of it is there than of the others, or nearly nothing."""

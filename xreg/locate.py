@@ -27,6 +27,9 @@ _STRONG = 0.6
 _SURE, _LEAST_SHARE, _MOST_SHARE = 5.0, 0.5, 3.0
 #: The same shares for fits of a doubtful sighting, which may be of something else.
 _DOUBTFUL_SHARES = (0.6, 1.6)
+#: Sightings at either end of a track of which one is cut where the particle leaves the field of view; and a detection's
+#: standard error, in radii, where the frame does not show the particle that it is said to be.
+_LEAVING, _ASTRAY = 3, 0.5
 #: A centre may lie this far, in px and in radii, inward of the centre of what the field of view leaves to see: outlines
 #: take a little of a neighbour, or leave a little to it.
 _INWARD = 2.0, 0.2
@@ -283,7 +286,8 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     if it lies farther inward than what the field of view leaves to see of the particle.
     One that was only looked for is seen if its contrast is significant and near what it should be. It is denied if its
     contrast is surely too low; a track for which denials weigh more than sightings was an invention, of the detector or
-    of the linking, and is dropped.
+    of the linking, and is dropped. Where it has left the field of view, or not yet come into it, nothing denies it.
+    A detection in a frame that denies the particle may be of anything near: its standard error says so.
 
     Parameters
     ----------
@@ -312,7 +316,9 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     fitted &= ~_too_far_inward(candidates, position)
     seen = fitted & ~detected & (contrast > _SURE * error)
     seen &= ~((contrast < _LEAST_SHARE * should) | (contrast > _MOST_SHARE * should))
-    denied = ~detected & (contrast < _LEAST_SHARE * should) & (contrast + 3 * error < should)
+    denied = (contrast < _LEAST_SHARE * should) & (contrast + 3 * error < should)
+    astray = denied & detected & ~fitted & ~doubtful
+    denied &= ~detected & ~_out_of_view(detected, candidates["cut"].values)
     # What no frame gives a picture of, although others have one, is not there.
     has_picture = np.isfinite(contrast).any(axis=1)
     denied |= ~detected & ~has_picture[:, None] & has_picture.any()
@@ -327,8 +333,9 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     # Where no fit confirms a doubtful sighting, its centre and where the particle should be are both guesses.
     start, unfitted = candidates["start"].values, (detected & ~fitted)[..., None]
     start = np.where(_too_far_inward(candidates, start)[..., None], coarse, start)
-    guesses = (doubtful | (start != coarse).any(-1))[..., None]
-    apart = np.where(guesses, np.hypot(start - coarse, _lacking(candidates)[..., None]), np.nan)
+    guesses = (doubtful | astray | (start != coarse).any(-1))[..., None]
+    off = np.maximum(_lacking(candidates), np.where(astray, _ASTRAY * _radius(candidates)[:, None], 0))
+    apart = np.where(guesses, np.hypot(start - coarse, off[..., None]), np.nan)
     position = np.where(unfitted, start, position)
     sigma = np.where(unfitted, apart, np.where((seen | (detected & fitted))[..., None], sigma, np.nan))
     confirmed = candidates.drop_vars(["start", "guessed", "doubtful", "stage"], errors="ignore").assign(
@@ -339,6 +346,17 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
     confirmed = confirmed.assign(edge_jump=("particle", jump), edge_jump_sigma=("particle", jump_sigma))
     confirmed = confirmed.isel(particle=kept).assign_coords(particle=np.arange(len(kept)), axis=list(AXES))
     return describe(confirmed, RESULT)
+
+
+def _out_of_view(detected: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Frames (particle, frame) before the first sighting or after the last, if the field of view cuts that end."""
+    out = np.zeros(detected.shape, dtype=bool)
+    for seen, row, ends in zip(detected, out, cut, strict=True):
+        frames = np.flatnonzero(seen)
+        if frames.size:
+            row[: frames[0]] = ends[frames[:_LEAVING]].any()
+            row[frames[-1] + 1 :] = ends[frames[-_LEAVING:]].any()
+    return out
 
 
 def _too_far_inward(candidates: xr.Dataset, position: np.ndarray) -> np.ndarray:

@@ -140,6 +140,15 @@ def test_pulls_are_not_found_where_there_are_none():
     assert rms(told.position, true) < 1.05 * rms(plain.position, true)
 
 
+def test_what_moves_by_itself_while_it_is_weak_is_not_held_for_pulled():
+    """One scan: to come to rest as the contrast rises is a motion that a pull describes as well."""
+    moving = np.random.default_rng(4).normal(0, 0.5, (6, 1, 2)) * weakness(6)[..., None]
+    true, seen, sigma, shared = planted(moving)
+    pull = np.concatenate([weakness(6), np.zeros((1, FRAMES))])
+    told = smooth_paths(seen, sigma, shared[None], pull)
+    assert rms(told.position, true) < 1.1 * rms(seen, true)
+
+
 def test_the_likelier_start_counts():
     true, seen, sigma, shared = planted(np.zeros((6, FRAMES, 2)))
     bad = shared + np.random.default_rng(2).normal(0, 2, shared.shape)

@@ -20,8 +20,8 @@ stays, and is added to the standard error of the path.
 
 What lies behind a weak particle, or its own template, may pull it to one side by the same length in many frames, the
 more the weaker it is: before the edge, say. Such an error looks like a step of the particle at the edge. It is told
-from one by all frames together: `pull` says how strong it is in each of them, its length is estimated with the path,
-and how large it may be is again what is most likely, if it is surely more likely than none.
+from one by all frames together: `pull` says how strong it is in each of them, and its length, about a standard error
+times that, is estimated with the path where this is surely more likely than none.
 
 References: Durbin and Koopman 2012, Time Series Analysis by State Space Methods, 2nd ed. (see `kernels.trend`); Harvey
 and Koopman 1992, doi:10.1080/07350015.1992.10509913 (auxiliary residuals).
@@ -39,9 +39,10 @@ from xreg.kernels.trend import MOST_NUMBERS, Path, likelihood, smooth
 #: some shaking, and paths that shake.
 _MODELS = np.array([*product((0.0, *10.0 ** np.arange(-3, 3)), (0.0, *10.0 ** np.arange(-8, 1))),
                     *product(10.0 ** np.arange(3, 9), (0.0,))])
-#: Variances of the pulls that are tried, over the same, and by how much twice the logarithm of the likelihood must be
+#: Variances of the pulls that are tried, over the same (a pull is an error of the fit, and no larger than those are; in
+#: a single scan a larger one could be motion as well), and by how much twice the logarithm of the likelihood must be
 #: larger than without, so that none is found where there is none.
-_BIASES, _BIAS_COST = np.array([0.0, 1.0, 10.0, 100.0, 1000.0]), 6.0
+_BIASES, _BIAS_COST = np.array([0.0, 1.0]), 6.0
 #: The path by which the shared motion is begun.
 _BEGUN_BY = (0.0, 0.01)
 #: Least and most of the claimed variance that may be different in every frame; the latter where there are so many
