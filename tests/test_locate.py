@@ -290,5 +290,11 @@ def test_template_frames_are_of_high_contrast_and_of_low():
     assert chosen.min() < 100
     assert chosen.max() >= 200
     assert len(choose_template_frames(contrast, energy, most=3)) == 3
+    # Specks that never change have no say, and frames in which most particles are lost are damaged.
+    specks = np.concatenate([contrast, np.full((7, 300), 0.2)])
+    specks[:4, chosen] = np.nan
+    others = choose_template_frames(specks, energy)
+    assert not np.intersect1d(others, chosen).size
+    assert [(energy[others] > 8500).sum(), (energy[others] < 8340).sum()] == [8, 8]
     assert choose_template_frames(np.full((2, 4), np.nan), np.arange(4.0)).size == 0
     assert choose_template_frames(np.ones((2, 1)), np.array([8333.0])).tolist() == [0]

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from xreg.chunks import whole_frames
-from xreg.kernels.absorption import edge_jump, expected_contrast, tabulated_edge
+from xreg.kernels.absorption import changing, edge_jump, expected_contrast, tabulated_edge
 from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
@@ -41,9 +41,10 @@ _SAME_PLACE, _TOGETHER = 0.6, 0.2
 def choose_template_frames(contrast: np.ndarray, energy: np.ndarray, most: int = TEMPLATE_FRAMES) -> np.ndarray:
     """Frames for the layers: half above the edge, where contrast is high, half where it is low, evenly spread.
 
-    Of the frames whose contrast (median over particles) is at least 0.6 of the highest, the upper half in energy is
-    taken: far above the edge a particle's picture shows its thickness and nothing of its chemistry. Of the others those
-    near the lowest contrast are taken, if there are any: there the background weighs most.
+    Of the frames whose contrast (median over particles, see `kernels.absorption.changing`) is at least 0.6 of the
+    highest, the upper half in energy is taken: far above the edge a particle's picture shows its thickness and nothing
+    of its chemistry. Of the others those near the lowest contrast are taken, if there are any: there the background
+    weighs most. A frame of either kind that shows less than half as many particles as usual may be damaged.
 
     Parameters
     ----------
@@ -58,12 +59,15 @@ def choose_template_frames(contrast: np.ndarray, energy: np.ndarray, most: int =
     ndarray of int
         Frames, ascending.
     """
-    seen = np.flatnonzero(np.isfinite(contrast).any(axis=0))
+    contrast = contrast[changing(contrast)]
+    count = np.isfinite(contrast).sum(axis=0)
+    seen = np.flatnonzero(count)
     if not seen.size:
         return seen
     median = np.nanmedian(contrast[:, seen], axis=0)
     high, low = np.quantile(median, [0.95, 0.05])
-    strong, weak = seen[median >= _STRONG * high], seen[median < min(_STRONG * high, 1.3 * low)]
+    strong, weak = (some[count[some] >= np.median(count[some]) / 2] if some.size else some for some in (
+        seen[median >= _STRONG * high], seen[median < min(_STRONG * high, 1.3 * low)]))
     upper = strong[energy[strong] >= np.median(energy[strong])]
     most = min(most, TEMPLATE_FRAMES)
     n_weak = min(len(weak), most // 2)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from xreg.kernels.absorption import edge_jump, expected_contrast, tabulated_edge
+from xreg.kernels.absorption import changing, edge_jump, expected_contrast, tabulated_edge
 
 ENERGY = np.array([8200.0, 8300.0, 8330.0, 8340.0, 8400.0, 8600.0])
 
@@ -53,6 +53,19 @@ def test_contrasts_run_alike_but_for_what_does_not_hold_the_element():
     assert np.isnan(expected_contrast(np.full((2, 4), np.nan))).all()
     behind = np.outer([1.0, 2.0, 0.5, 0.7 / 1.1], curve[3:])
     np.testing.assert_allclose(expected_contrast(contrast[:, 3:]), behind, rtol=0.01)
+
+
+def test_most_may_hold_nothing_of_the_element():
+    rng = np.random.default_rng(0)
+    curve = np.repeat([0.3, 1.0], [8, 12])
+    contrast = np.concatenate([np.outer([1.0, 0.6], curve), np.outer([0.2, 0.3, 0.2, 0.4, 0.3], np.ones(20))])
+    seen = contrast * rng.normal(1, 0.05, contrast.shape)
+    seen[0, :3] = seen[4, 12:] = np.nan
+    assert changing(seen).tolist() == [True, True, False, False, False, False, False]
+    np.testing.assert_allclose(expected_contrast(seen, contrast), contrast, rtol=0.08)
+    # Where none changes much, or nothing is known, all tell.
+    assert changing(seen[2:]).all()
+    assert changing(np.full((2, 4), np.nan)).all()
 
 
 def test_tabulated_edge():

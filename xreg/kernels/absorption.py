@@ -17,6 +17,9 @@ BEFORE, BEHIND = 5.0, 15.0
 _WEAK, _HIGHEST, _KEPT = 0.6, 90, 0.25
 #: Turns of both medians.
 _SWEEPS = 8
+#: Where some particles' contrasts (this quantile) change by so much, from upper to lower quartile over the upper, those
+#: that change by less than the last part of it do not say how contrasts run.
+_CHANGE, _SOME, _CHANGES = 0.3, 0.75, 0.5
 
 
 def tabulated_edge(attrs: dict) -> float | None:
@@ -59,11 +62,32 @@ def edge_jump(
         return 1 - before / behind, np.where(np.isfinite(before / behind), spread, np.nan)
 
 
+def changing(contrast: np.ndarray) -> np.ndarray:
+    """Which particles tell by their contrast how well a frame shows particles, (particles,) bool.
+
+    Where most are matter without the edge, such as specks of the background, most contrasts stay as they are.
+
+    Parameters
+    ----------
+    contrast : ndarray, shape (particles, frames)
+        Any unit; NaN where not known.
+    """
+    rows = np.flatnonzero(_nanmedian(contrast, 1) > 0)
+    if not rows.size:
+        return np.ones(len(contrast), dtype=bool)
+    low, high = np.nanquantile(contrast[rows], [0.25, 0.75], axis=1)
+    change = 1 - low / high
+    some = np.quantile(change, _SOME)
+    told = np.zeros(len(contrast), dtype=bool)
+    told[rows] = change >= (_CHANGES * some if some > _CHANGE else 0.0)
+    return told
+
+
 def expected_contrast(contrast: np.ndarray, fitted: np.ndarray | None = None) -> np.ndarray:
     """Contrast that every particle should have in every frame, as far as others tell.
 
-    Contrasts run alike: a factor of the frame, the median over particles, times one of the particle, the median over
-    frames. One that does not hold the element keeps its contrast where those of the others fall.
+    Contrasts run alike: a factor of the frame, the median over particles that tell (see `changing`), times one of the
+    particle, the median over frames. One that does not hold the element keeps its contrast where the others' fall.
 
     Parameters
     ----------
@@ -81,10 +105,11 @@ def expected_contrast(contrast: np.ndarray, fitted: np.ndarray | None = None) ->
     if not contrast.size:
         return contrast
     fitted = contrast if fitted is None else fitted
+    told = changing(contrast)
     with np.errstate(all="ignore"):
         own = np.ones((len(contrast), 1))
         for _ in range(_SWEEPS):
-            frame = _nanmedian(contrast / own, 0)
+            frame = _nanmedian((contrast / own)[told], 0)
             own = _nanmedian(contrast / frame, 1)[:, None]
         alike = own * frame
         same = np.where(np.isfinite(alike), _nanmedian(contrast, 1)[:, None], np.nan)

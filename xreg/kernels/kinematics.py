@@ -4,6 +4,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.sparse.csgraph import connected_components
 
+from xreg.kernels.absorption import changing
+
 #: Frames, evenly spread, on which particles are compared with each other, and particles that are so compared.
 _COMPARED_FRAMES, _COMPARED_PARTICLES = 300, 200
 #: Two particles move as one if their distance varies by no more than this many times its own noise.
@@ -188,17 +190,13 @@ def doubtful_sightings(area: np.ndarray, contrast: np.ndarray, cut: np.ndarray) 
 
 
 def _strong_frames(contrast: np.ndarray) -> np.ndarray:
-    """Frames (f,) in which particles stand out best, by how they do beside what each of them (p, f) usually does.
-
-    Those whose contrast hardly changes, such as matter without the edge, have no say: the other half decides.
-    """
-    seen = contrast[np.isfinite(contrast).any(axis=1)]
+    """Frames (f,) in which particles stand out best, by how they do beside what each of them (p, f) usually does."""
+    seen = contrast[changing(contrast)]
+    seen = seen[np.isfinite(seen).any(axis=1)]
     usual = np.nanmedian(seen, axis=1, keepdims=True) if seen.size else np.zeros((len(seen), 1))
     if not (usual > 0).any():
         return np.ones(contrast.shape[1], dtype=bool)
     relative = seen[usual[:, 0] > 0] / usual[usual > 0][:, None]
-    change = np.subtract(*np.nanquantile(relative, [0.9, 0.1], axis=1))
-    relative = relative[change >= np.median(change)]
     shown = np.isfinite(relative).any(axis=0)
     frame = np.full(shown.shape, -np.inf)
     frame[shown] = np.nanmedian(relative[:, shown], axis=0)
