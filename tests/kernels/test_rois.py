@@ -63,6 +63,9 @@ def test_what_a_contour_leaves_over_becomes_a_region():
     # A rim is no particle, what a neighbour's contour has is his, and a refused contour says nothing.
     for places in (((60, 74, 39), (200, 90, 27), edge), (None, alone, edge)):
         np.testing.assert_array_equal(split_left_over(labels, windows, drawn(windows, *places)), labels)
+    # Of a long one that is outlined in the middle both ends are left over.
+    ends = drawn(windows, (60, 83, 25), alone, edge)
+    assert (split_left_over(labels, windows, ends) == labels).all()
     two = np.concatenate([windows, windows[:1]])
     both = drawn(two, pair, alone, edge, (60, 115, 20))
     np.testing.assert_array_equal(split_left_over(labels, two, both), labels)

@@ -12,6 +12,8 @@ from xreg.kernels.resample import sample_window, tent_weights
 _BIN = 3
 #: A window is this much wider than its region, so that contour and surroundings are in it.
 WINDOW_MARGIN = 1.5
+#: Part of what a contour leaves over of its region that must be in one piece for it to be another particle.
+_ONE_PIECE = 0.75
 #: Side (samples) of the blocks that unevenness around a contour is measured by.
 _BLOCK = 4
 
@@ -57,7 +59,7 @@ def split_left_over(
     """Split regions of which their own contours leave a part over that no other contour has either.
 
     A particle map may not tell two particles from each other where they touch; the contour of their region is then that
-    of one of them.
+    of one of them, and the other is left over in one piece. Of a single, elongated one both ends are left over.
 
     Parameters
     ----------
@@ -87,10 +89,11 @@ def split_left_over(
     for k in 1 + np.flatnonzero(contours.any(axis=(1, 2))):
         own = small == k
         pieces, _ = ndimage.label(ndimage.binary_opening(own & ~covered))
-        least = max(share * own.sum(), np.pi * (min_radius / _BIN) ** 2)
-        for piece in np.flatnonzero(np.bincount(pieces.ravel())[1:] >= least):
+        area = np.bincount(pieces.ravel(), minlength=2)[1:]
+        least = max(share * own.sum(), np.pi * (min_radius / _BIN) ** 2, _ONE_PIECE * area.sum())
+        if area.max() >= least:
             number += 1
-            small[pieces == piece + 1] = number
+            small[pieces == 1 + area.argmax()] = number
     return _enlarged(small, labels.shape)
 
 
