@@ -12,6 +12,7 @@ from xreg.kernels.kinematics import (
     path_length,
     rates,
     since_first,
+    uncut_path,
     whole_places,
 )
 
@@ -221,6 +222,21 @@ def test_cut_sightings_are_put_where_the_whole_particle_is():
     assert rms(error[0] - error[0].mean(axis=0)) < 0.3
     assert rms(position[0] - true[0] - (position[0] - true[0]).mean(axis=0)) > 1
     assert np.nanmax(np.abs(error[6])) < 0.6
+
+
+def test_a_cut_region_that_is_suddenly_another_moves_as_all_do():
+    rng = np.random.default_rng(6)
+    common = np.cumsum(rng.normal(0, 1, (60, 2)), axis=0)
+    common[30:] += [20.0, 12.0]
+    lost = 0.5 * common[:, 0]
+    centre = common - lost[:, None] * [1.0, 0.0]
+    area = 800 * np.exp((lost - lost.mean()) / 12)
+    # Behind the edge the neighbour is told apart no more.
+    centre[30:], area[30:] = centre[30:] + np.array([6.0, -9.0]), 1.6 * area[30:]
+    for frames in (slice(None), slice(28, 32)):
+        path = uncut_path(centre[frames], area[frames], common[frames])
+        assert rms(path - common[frames]) < 0.5
+    assert np.isnan(uncut_path(np.full((4, 2), np.nan), np.full(4, np.nan), np.zeros((4, 2)))).all()
 
 
 def test_a_sighting_is_not_moved_farther_than_its_region_explains():

@@ -263,7 +263,8 @@ def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.n
     Let the particle move by du across the line that cuts it, and let the centre of what is seen lie x behind that line.
     The moment x A of what is seen then grows by A du, so that du = dx + x d(ln A): the centre moves less than the
     particle. Where the line lies is told by the motion that all particles share: from one sighting to the next most of
-    it is the stage's, and x is what makes up best for what the centre lacks of it.
+    it is the stage's, and x is what makes up best for what the centre lacks of it. Where the region is suddenly another
+    one, as behind the edge, its centre and area say nothing, and the particle is taken to move as all do.
 
     Parameters
     ----------
@@ -279,15 +280,19 @@ def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.n
         NaN where not seen. Its mean is that of the centres.
     """
     seen = np.flatnonzero(np.isfinite(centre).all(-1) & (area > 0))
-    grown = np.log(area[seen])
-    step, lacking = np.diff(grown), np.diff((common - centre)[seen], axis=0)
-    # A region that is suddenly another says nothing.
-    told = (np.abs(step) < _MOST_GROWTH) & np.isfinite(lacking).all(-1)
-    behind = step[told] @ lacking[told] / max(step[told] @ step[told], 1e-12)
+    path = np.full_like(centre, np.nan)
+    if not seen.size:
+        return path
+    step, shared = np.diff(np.log(area[seen])), np.diff(common[seen], axis=0)
+    moved = np.diff(centre[seen], axis=0)
+    known = np.isfinite(shared).all(-1)
+    told = known & (np.abs(step) < _MOST_GROWTH)
+    behind = step[told] @ (shared - moved)[told] / max(step[told] @ step[told], 1e-12)
     radius = np.sqrt(np.median(area[seen]) / np.pi)
     behind *= min(1.0, radius / max(np.hypot(*behind), 1e-12))
-    path = np.full_like(centre, np.nan)
-    path[seen] = centre[seen] + (grown - grown.mean())[:, None] * behind
+    moved = np.where((told | ~known)[:, None], moved + step[:, None] * behind, shared)
+    path[seen] = np.concatenate([np.zeros((1, 2)), np.cumsum(moved, axis=0)])
+    path[seen] += centre[seen].mean(axis=0) - path[seen].mean(axis=0)
     return path
 
 
