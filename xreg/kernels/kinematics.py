@@ -264,7 +264,8 @@ def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.n
     The moment x A of what is seen then grows by A du, so that du = dx + x d(ln A): the centre moves less than the
     particle. Where the line lies is told by the motion that all particles share: from one sighting to the next most of
     it is the stage's, and x is what makes up best for what the centre lacks of it. Where the region is suddenly another
-    one, as behind the edge, its centre and area say nothing, and the particle is taken to move as all do.
+    one, as behind the edge, its centre and area say nothing, and the particle is taken to move as all do. Areas are
+    noisy: of what it moves beside the others the running median counts.
 
     Parameters
     ----------
@@ -293,6 +294,9 @@ def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.n
     moved = np.where((told | ~known)[:, None], moved + step[:, None] * behind, shared)
     path[seen] = np.concatenate([np.zeros((1, 2)), np.cumsum(moved, axis=0)])
     path[seen] += centre[seen].mean(axis=0) - path[seen].mean(axis=0)
+    beside = seen[np.isfinite(common[seen]).all(-1)]
+    own = (path - common)[beside]
+    path[beside] = common[beside] + np.stack([_running_median(own[:, axis]) for axis in (0, 1)], axis=-1)
     return path
 
 
