@@ -278,7 +278,7 @@ def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.n
     Returns
     -------
     array, shape (frames, 2), px
-        NaN where not seen. Its mean is that of the centres.
+        NaN where not seen; on average about where the centres are.
     """
     seen = np.flatnonzero(np.isfinite(centre).all(-1) & (area > 0))
     path = np.full_like(centre, np.nan)
@@ -295,8 +295,9 @@ def uncut_path(centre: np.ndarray, area: np.ndarray, common: np.ndarray) -> np.n
     path[seen] = np.concatenate([np.zeros((1, 2)), np.cumsum(moved, axis=0)])
     path[seen] += centre[seen].mean(axis=0) - path[seen].mean(axis=0)
     beside = seen[np.isfinite(common[seen]).all(-1)]
-    own = (path - common)[beside]
-    path[beside] = common[beside] + np.stack([_running_median(own[:, axis]) for axis in (0, 1)], axis=-1)
+    if beside.size:
+        own = (path - common)[beside]
+        path[beside] = common[beside] + np.stack([_running_median(own[:, axis]) for axis in (0, 1)], axis=-1)
     return path
 
 
