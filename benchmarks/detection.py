@@ -1,7 +1,7 @@
 """Particles found, contours and centres, against the truth: the learned chain beside classical segmentation.
 
-    python benchmarks/detection.py [--frames 40] [--noise 1,10,20,30] [--plain] [--detector FILE] [--refiner FILE]
-                                   [--real RAW]
+    python benchmarks/detection.py [--frames 40] [--noise 1,10,20,30] [--plain] [--elongation 3] [--detector FILE]
+                                   [--refiner FILE] [--real RAW]
 
 Noise is the standard deviation of the transmission in the open beam, in per cent: 1 is 10,000 counts a pixel, 10 is
 100, 20 is 25, 30 is 11. Every frame is another phantom (seeds that no training uses) at a random energy, with
@@ -11,7 +11,8 @@ it. A contour that lies mostly on no particle is an invention; any other without
 The centre's Cramer-Rao bound is that of photon noise alone, computed from the noise-free frame with everything else
 known.
 
-With --plain, background without texture: what noise and blur alone leave of contours and centres.
+With --plain, background without texture: what noise and blur alone leave of contours and centres. With --elongation,
+every particle is so many times longer for its width.
 
 With --real, a raw store of frames at two energies at least: which contours of the last energy have one at the first,
 and how well their areas agree.
@@ -86,10 +87,11 @@ class Tally:
 Method = Callable[[np.ndarray, float], Found]
 
 
-def make_scene(seed: int, counts: float, empty: bool = False, plain: bool = False) -> Scene:
+def make_scene(seed: int, counts: float, empty: bool = False, plain: bool = False, elongation: float = 1.0) -> Scene:
     """Simulate one frame and its truth.
 
-    `empty` leaves out the particles and makes background and corners worse, `plain` leaves out all texture.
+    `empty` leaves out the particles and makes background and corners worse, `plain` leaves out all texture, and all
+    particles are longer by `elongation` than they were for their width.
     """
     rng = np.random.default_rng(seed)
     typical = np.exp(rng.uniform(np.log(16), np.log(70)))
@@ -99,6 +101,8 @@ def make_scene(seed: int, counts: float, empty: bool = False, plain: bool = Fals
         settings = {"n_particles": 0, "illumination": rng.uniform(0, 2.5), "texture": rng.uniform(0.03, 0.08)}
     if plain:
         settings["texture"] = 0.0
+    if elongation > 1:
+        settings["elongation"] = (elongation, elongation)
     energy = float(rng.choice(ni_energies()))
     phantom = Phantom(shape=SHAPE, n_scans=1, energies=(energy,), radius=(0.7 * typical, 1.4 * typical), counts=counts,
                       facets=rng.uniform(0, 0.6), irregularity=rng.uniform(0.03, 0.15), jitter=0.0, deformation=0.0,
@@ -243,12 +247,13 @@ def score(tally: Tally, scene: Scene, found: Found) -> None:
 
 def measure(
     methods: dict[str, Method], noise: float, frames: int, *, with_empty: bool = True, plain: bool = False,
+    elongation: float = 1.0,
 ) -> dict[str, Tally]:
     """Tally of each method over frames with particles, and as many without, at one noise level (per cent)."""
     tallies = {name: Tally() for name in methods}
     for seed in range(FIRST_SEED, FIRST_SEED + frames):
         for empty in (False, True) if with_empty else (False,):
-            scene = make_scene(seed, 1e4 / noise**2, empty, plain)
+            scene = make_scene(seed, 1e4 / noise**2, empty, plain, elongation)
             for name, method in methods.items():
                 start = time.perf_counter()
                 found = method(scene.density, scene.noise)
@@ -328,7 +333,7 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
 
 
 def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector: str | None = None,
-         refiner: str | None = None, real: str | None = None, plain: bool = False,
+         refiner: str | None = None, real: str | None = None, plain: bool = False, elongation: float = 1.0,
          ) -> dict[float, dict[str, dict[str, float]]]:
     """Print the tables; returns the summaries by noise level and method."""
     ours = partial(learned, detector=Weights.of(detector) if detector else None,
@@ -336,9 +341,10 @@ def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector:
     methods = {"learned": ours, "Otsu + watershed": otsu_watershed, "best classical": classical}
     table = {}
     for level in noise:
-        tallies = measure(methods, level, frames, plain=plain)
+        tallies = measure(methods, level, frames, plain=plain, elongation=elongation)
         table[level] = {name: summary(tally) for name, tally in tallies.items()}
-        show(f"noise {level:g} %, {frames} + {frames} frames{', no texture' if plain else ''}", table[level])
+        special = ", no texture" * plain + f", drawn out {elongation:g}" * (elongation > 1)
+        show(f"noise {level:g} %, {frames} + {frames} frames{special}", table[level])
     if real:
         show("two energies", compare_energies(real, methods))
     return table
@@ -349,9 +355,11 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=40, help="with particles, and as many without, per noise level")
     parser.add_argument("--noise", default="1,10,20,30", help="per cent, separated by commas")
     parser.add_argument("--plain", action="store_true", help="background without texture")
+    parser.add_argument("--elongation", type=float, default=1.0, help="times that particles are longer for their width")
     parser.add_argument("--detector", help="weights that `xreg train detect` wrote; the shipped ones by default")
     parser.add_argument("--refiner", help="weights that `xreg train refine` wrote; the shipped ones by default")
     parser.add_argument("--real", metavar="RAW", help="raw store of frames at two energies or more")
     options = parser.parse_args()
     levels = tuple(float(level) for level in options.noise.split(","))
-    main(options.frames, levels, options.detector, options.refiner, options.real, options.plain)
+    main(options.frames, levels, options.detector, options.refiner, options.real, options.plain,
+         options.elongation)

@@ -28,6 +28,17 @@ def test_position_is_the_centre_of_mass_of_the_coverage():
             assert measured == pytest.approx(centre, abs=0.05)
 
 
+def test_elongated_particles_are_longer_for_their_width_and_as_large():
+    settings = {"n_particles": 4, "touching": 0, "irregularity": 0.0, "facets": 0.0, "n_scans": 1,
+                "energies": (8333.0,)}
+    for p in Phantom(**settings, elongation=(3.0, 3.0)).particles:
+        assert p.outline.max() / p.outline.min() == pytest.approx(3, rel=1e-3)
+        grid = np.mgrid[-160:161, -160:161].astype(float)
+        share = p.coverage(*grid)
+        np.testing.assert_allclose((grid * share).sum((1, 2)) / share.sum(), 0, atol=0.05)
+        assert share.sum() == pytest.approx(np.pi * p.radius**2, rel=0.01)
+
+
 def test_truth_has_the_motion_that_positions_show():
     phantom = Phantom(**SMALL)
     truth = phantom.truth()

@@ -10,18 +10,21 @@ import pytest
 import torch
 
 from xreg.models.weights import card, load
-from xreg.training import data
-from xreg.training.data import Scene, clean_picture, detection_pair, random_config, refinement_samples
+from xreg.synthetic import PhantomConfig
+from xreg.synthetic.particles import place_particles
+from xreg.training import data, scenes
+from xreg.training.data import clean_picture, detection_pair, refinement_samples
 from xreg.training.detector import DetectorConfig, PicturePool, train_detector
 from xreg.training.refiner import RefinerConfig, contour_loss, train_refiner
 from xreg.training.run import average_weights
+from xreg.training.scenes import Rod, Scene, random_config
 
 TINY = DetectorConfig(frames=2, warm_up=2, steps=4, batch=2, width=4, workers=1)
 
 
 @pytest.fixture(autouse=True)
 def small_frames(monkeypatch):
-    monkeypatch.setattr(data, "FRAME_SIDE", 144)
+    monkeypatch.setattr(scenes, "FRAME_SIDE", 144)
     monkeypatch.setattr("xreg.training.detector.FRAME_SIDE", 144)
 
 
@@ -51,21 +54,56 @@ def test_pairs_are_seeded_and_clean_pictures_clean():
     assert np.isfinite(frame.astype(float)).mean() > 0.5
 
 
-def test_scenes_hold_what_real_frames_hold():
-    scenes = [Scene(random_config(rng), rng) for rng in map(np.random.default_rng, range(60))]
-    assert any(not scene.lit.all() for scene in scenes)
+@pytest.fixture
+def many():
+    return [Scene(random_config(rng), rng) for rng in map(np.random.default_rng, range(60))]
+
+
+def test_scenes_hold_what_real_frames_hold(many):
+    assert any(not scene.lit.all() for scene in many)
     # The beam gets dim before it ends, and the counts with it.
-    assert any(scene.open_counts[scene.lit].min() < 0.1 * scene.open_counts.max() for scene in scenes)
-    assert any(len(scene.particles) > scene.shown for scene in scenes)
-    steps = [scene.config.edge_step for scene in scenes]
+    assert any(scene.open_counts[scene.lit].min() < 0.1 * scene.open_counts.max() for scene in many)
+    assert any(len(scene.particles) > scene.shown for scene in many)
+    steps = [scene.config.edge_step for scene in many]
     assert max(strong / weak for weak, strong in steps) > 10
-    deepest = 0.0
-    for scene in scenes:
-        for k, p in enumerate(scene.particles[:scene.shown]):
-            for q in scene.particles[:k]:
-                gap = np.hypot(*np.subtract(p.centre, q.centre)) - p.radius - q.radius
-                deepest = max(deepest, -gap / (2 * min(p.radius, q.radius)))
+    deepest = max(scenes._overlap(p, q) / (2 * min(p.radius, q.radius)) for scene in many
+                  for k, p in enumerate(scene.particles[:scene.shown]) for q in scene.particles[:k])
     assert 0.3 < deepest < 0.6
+
+
+def test_scenes_hold_particles_of_many_shapes(many):
+    shown = [p for scene in many for p in scene.particles[:scene.shown]]
+    inside = [p for scene in many for p in scene.particles[scene.shown:]]
+    aspect = np.array([p.outline.max() / p.outline.min() for p in shown])
+    assert 0.1 < (aspect > 2).mean() < 0.4
+    assert aspect.max() > 3.5
+    assert min(2 * p.outline.min() for p in shown if isinstance(p, Rod)) > 0.99 * scenes._THINNEST
+    assert any(isinstance(p, Rod) and p.edge_step < 0 for p in inside)      # a crack
+    assert any(not isinstance(p, Rod) and p.edge_step < 0 for p in inside)  # a hollow
+    # What is missing inside of a particle is never more than was there.
+    assert min(scene.particle_density(0).min() for scene in many if inside) > -0.05
+
+
+def test_a_rod_is_as_thick_along_its_axis_as_in_its_middle():
+    mould = place_particles(PhantomConfig(n_particles=1, touching=0, inner_texture=0.0), np.random.default_rng(0))[0]
+    rod = Rod.of(mould, 0.0, 30.0, 10.0)
+    x = np.linspace(-29.9, 29.9, 61)
+    assert rod.coverage(0 * x, x).min() >= 0.5
+    assert rod.coverage(np.full(61, 10.6), x).max() < 0.5
+    along = rod.thickness(np.zeros(3), np.array([-18.0, 0.0, 18.0]))
+    assert along[0] == pytest.approx(along[1]) == pytest.approx(along[2])
+    assert rod.thickness(np.array([9.0]), np.array([0.0]))[0] < 0.9 * along[1]
+    assert rod.radius**2 == pytest.approx((10**2 * np.pi + 40 * 20) / np.pi, rel=1e-3)
+
+
+def test_a_lobed_particle_has_one_maximum():
+    y, x = np.mgrid[:60, :90]
+    lobes = (np.hypot(y - 30, x - 28) < 22) | (np.hypot(y - 30, x - 60) < 18)
+    picture = clean_picture(lobes.shape, [((slice(0, 60), slice(0, 90)), lobes.astype(float))])
+    assert picture[30, 28] == 1
+    right = picture[30, 45:]
+    assert (np.diff(right) <= 1e-6).all()
+    assert picture[lobes].min() > data.RIM
 
 
 def test_particles_that_the_frame_cannot_show_are_not_to_be_found():
@@ -76,7 +114,7 @@ def test_particles_that_the_frame_cannot_show_are_not_to_be_found():
         assert scene.shown >= 1
         for cover, particle in zip(scene.coverage(0), scene.particles[:scene.shown], strict=False):
             if cover[1].sum() > 500:
-                assert data._shows(cover, particle, scene, np.zeros((144, 144))) == shown
+                assert scenes._shows(cover, particle, scene, np.zeros((144, 144))) == shown
 
 
 def test_refinement_targets_are_the_true_outlines(monkeypatch):

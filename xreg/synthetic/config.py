@@ -26,6 +26,7 @@ class PhantomConfig:
     edge_step: tuple[float, float] = (0.35, 0.8)     # optical density of the edge at a particle's thickest point
     irregularity: float = 0.10                       # relative roughness of outlines
     facets: float = 0.3                              # probability that a particle is faceted (single crystal)
+    elongation: tuple[float, float] = (1.0, 1.0)     # factor by which length over width is raised, range
     profile: tuple[float, float] = (0.35, 0.7)       # exponent of the thickness profile: 0 a plate, 0.5 a sphere
     inner_texture: float = 0.12                      # relative thickness variations inside a particle
     touching: int = 1                                # how many particles touch an earlier one

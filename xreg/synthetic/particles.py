@@ -28,7 +28,7 @@ class Particle:
         """Largest distance (px) of the outline from the centre of mass."""
         return float(self.outline.max() + np.hypot(*self.origin))
 
-    def _polar(self, dy: np.ndarray, dx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def polar(self, dy: np.ndarray, dx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distance from the polar origin and the outline's radius in that direction, both px."""
         dy, dx = dy - self.origin[0], dx - self.origin[1]
         n = len(self.outline)
@@ -38,17 +38,21 @@ class Particle:
         edge = self.outline[low] * (1 - part) + self.outline[(low + 1) % n] * part
         return np.hypot(dy, dx), edge
 
+    def rim_share(self, dy: np.ndarray, dx: np.ndarray, distance: np.ndarray, edge: np.ndarray) -> np.ndarray:
+        """How far out a place lies: 0 in the middle, 1 at the rim. `distance` and `edge` as in `polar`."""
+        return distance / edge
+
     def coverage(self, dy: np.ndarray, dx: np.ndarray, pixel: float = 1.0) -> np.ndarray:
         """Share of a pixel of the given size that lies inside the outline, 0 to 1."""
-        distance, edge = self._polar(dy, dx)
+        distance, edge = self.polar(dy, dx)
         return np.clip((edge - distance) / pixel + 0.5, 0, 1)
 
     def thickness(self, dy: np.ndarray, dx: np.ndarray, pixel: float = 1.0) -> np.ndarray:
         """Edge step (optical density) that the particle's thickness gives at each place."""
-        distance, edge = self._polar(dy, dx)
+        distance, edge = self.polar(dy, dx)
         p, q = self.profile
         inside = np.clip((edge - distance) / pixel + 0.5, 0, 1)
-        rho = np.clip(distance / edge, 0, 1)
+        rho = np.clip(self.rim_share(dy, dx, distance, edge), 0, 1)
         texture = 1.0
         for ky, kx, phase, amplitude in self.waves:
             texture = texture + amplitude * np.sin(ky * dy + kx * dx + phase)
@@ -106,13 +110,13 @@ def _propose(c, rng, kind, particle, placed, margin):
     mate = placed[rng.integers(len(placed))]
     angle = rng.uniform(0, 2 * np.pi)
     direction = np.array([np.sin(angle), np.cos(angle)])
-    reach = _extent(mate, direction) + _extent(particle, -direction)
+    reach = extent(mate, direction) + extent(particle, -direction)
     overlap = rng.uniform(0.05, 0.2) * 2 * particle.radius if kind == "overlapping" else 0.0
     centre = np.array(mate.centre) + direction * (reach - overlap)
     return centre if (centre > border).all() and (centre < shape - border).all() else None
 
 
-def _extent(particle: Particle, direction: np.ndarray) -> float:
+def extent(particle: Particle, direction: np.ndarray) -> float:
     """Distance (px) from the centre of mass to the outline in a direction."""
     steps = np.linspace(0, particle.reach * 1.05, 200)
     inside = particle.coverage(steps * direction[0], steps * direction[1]) > 0.5
@@ -134,9 +138,9 @@ def _draw_particle(c: PhantomConfig, rng: np.random.Generator, radius: float, n:
             a = c.irregularity * rng.standard_normal() / (k - 1)
             outline = outline + a * np.cos(k * theta + rng.uniform(0, 2 * np.pi))
     outline = np.maximum(outline, 0.45)
+    if max(c.elongation) > 1:
+        outline = drawn_out(outline, np.exp(rng.uniform(*np.log(c.elongation))), rng.uniform(0, 2 * np.pi))
     outline *= radius / np.sqrt((outline**2).mean())
-    weight = (outline**2).sum() / 2
-    centroid = [(outline**3 * f).sum() / 3 / weight for f in (np.sin(theta), np.cos(theta))]
     m = 8 if c.inner_texture else 0
     length = np.exp(rng.uniform(np.log(5.0), np.log(max(radius, 6.0)), m))
     turn = rng.uniform(0, 2 * np.pi, m)
@@ -144,5 +148,20 @@ def _draw_particle(c: PhantomConfig, rng: np.random.Generator, radius: float, n:
                       rng.uniform(0, 2 * np.pi, m), np.full(m, c.inner_texture / 2)], axis=1)
     chemistry = {"start": rng.uniform(0.05, 0.25), "rate": rng.uniform(0.4, 0.7), "shell": rng.uniform(-0.3, 0.5),
                  "slope": rng.uniform(0, 0.25), "direction": rng.uniform(0, 2 * np.pi)}
-    return Particle((0.0, 0.0), float(radius), outline, (-centroid[0], -centroid[1]),
+    return Particle((0.0, 0.0), float(radius), outline, outline_origin(outline),
                     (rng.uniform(2, 6), rng.uniform(*c.profile)), float(rng.uniform(*c.edge_step)), waves, chemistry)
+
+
+def drawn_out(outline: np.ndarray, aspect: float, turn: float) -> np.ndarray:
+    """An outline in polar form (n,) whose length over width is raised by a factor, along a direction (rad)."""
+    theta = np.arange(len(outline)) * (2 * np.pi / len(outline))
+    y, x = outline * np.sin(theta - turn) / np.sqrt(aspect), outline * np.cos(theta - turn) * np.sqrt(aspect)
+    return np.interp(theta, np.arctan2(y, x) + turn, np.hypot(y, x), period=2 * np.pi)
+
+
+def outline_origin(outline: np.ndarray) -> tuple[float, float]:
+    """Where an outline in polar form (n,) is centred, (dy, dx) from its own centre of mass, px."""
+    theta = np.arange(len(outline)) * (2 * np.pi / len(outline))
+    weight = (outline**2).sum() / 2
+    centroid = [(outline**3 * f).sum() / 3 / weight for f in (np.sin(theta), np.cos(theta))]
+    return -centroid[0], -centroid[1]

@@ -25,8 +25,9 @@ from torch.nn import functional
 from xreg.models.cyclegan import Discriminator, Generator, GeneratorConfig
 from xreg.models.infer import bin_frame, choose_device, compress
 from xreg.models.weights import Weights, read, save
-from xreg.training.data import FRAME_SIDE, detection_pair
+from xreg.training.data import detection_pair
 from xreg.training.run import TrainingRun, augment, average_weights, go_on_from, simulate
+from xreg.training.scenes import FRAME_SIDE
 
 
 @dataclass(frozen=True)
