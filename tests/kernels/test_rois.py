@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from xreg.kernels.rois import contour_contrast, region_pictures, region_windows, split_left_over, split_regions
+from xreg.kernels.rois import (
+    contour_contrast,
+    region_pictures,
+    region_windows,
+    split_left_over,
+    split_regions,
+    split_waists,
+)
 
 
 def cone(shape, centre, radius):
@@ -69,6 +76,26 @@ def test_what_a_contour_leaves_over_becomes_a_region():
     two = np.concatenate([windows, windows[:1]])
     both = drawn(two, pair, alone, edge, (60, 115, 20))
     np.testing.assert_array_equal(split_left_over(labels, two, both), labels)
+
+
+def test_a_contour_with_a_waist_where_the_map_dips_is_two_particles():
+    found = cones((240, 280), (70, 80, 30), (70, 122, 22), (180, 140, 40))
+    labels = np.repeat(np.repeat(ndimage.label(found[::3, ::3] > 0)[0], 3, axis=0), 3, axis=1)[:240, :280]
+    windows = region_windows(labels, 96)
+    (both, alone) = (np.maximum(drawn(windows, a, (180, 140, 40)), drawn(windows, b, (180, 140, 40)))
+                     for a, b in (((70, 80, 30), (70, 122, 22)), ((70, 80, 30), (70, 80, 30))))
+    split = split_waists(found, labels, windows, both)
+    assert split.max() == 3
+    assert split[70, 80] != split[70, 122]
+    assert split[70, 80] == split[60, 70]
+    assert (split[labels == 2] == 2).all()
+    # Neither a waist alone nor a dip alone is enough, and what is outlined alone has no waist.
+    flat = np.where(found > 0, 0.7, 0).astype(np.float32)
+    np.testing.assert_array_equal(split_waists(flat, labels, windows, both), labels)
+    np.testing.assert_array_equal(split_waists(found, labels, windows, alone), labels)
+    y, x = np.indices((96, 96))
+    rod = ((abs(y - 47.5) < 15) & (abs(x - 47.5) < 40)).astype(np.float32)
+    np.testing.assert_array_equal(split_waists(found, labels, windows, np.stack([rod, both[1]])), labels)
 
 
 def test_pictures_run_from_outside_to_inside_whatever_the_contrast():

@@ -14,12 +14,14 @@ _BIN = 3
 WINDOW_MARGIN = 1.5
 #: Part of what a contour leaves over of its region that must be in one piece for it to be another particle.
 _ONE_PIECE = 0.75
+#: Contours are smoothed by this much (samples) before their width is measured.
+_SMOOTH = 1.0
 #: Side (samples) of the blocks that unevenness around a contour is measured by.
 _BLOCK = 4
 
 
 def split_regions(
-    particle_map: np.ndarray, *, threshold: float = 0.15, depth: float = 0.07, peak: float = 0.4,
+    particle_map: np.ndarray, *, threshold: float = 0.15, depth: float = 0.09, peak: float = 0.4,
     min_radius: float = 7.0,
 ) -> np.ndarray:
     """Split a particle map into one region per particle, touching ones too.
@@ -33,11 +35,10 @@ def split_regions(
     ndarray, shape (H, W), int32
         0 outside, 1...n inside the regions, numbered by rows.
     """
-    small = block_reduce(particle_map, (_BIN, _BIN), np.mean)
+    small, smooth = _reduced(particle_map)
     mask = small > threshold
     if not mask.any():
         return np.zeros(particle_map.shape, np.int32)
-    smooth = ndimage.gaussian_filter(small, 1.0)
     markers, _ = ndimage.label(h_maxima(smooth, depth), np.ones((3, 3)))
     labels = watershed(-smooth, markers, mask=mask)
     index = np.arange(1, labels.max() + 1)
@@ -46,6 +47,12 @@ def split_regions(
     keep = (area * _BIN**2 >= np.pi * min_radius**2) & (top >= peak)
     number = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)]).astype(np.int32)
     return _enlarged(number[labels], particle_map.shape)
+
+
+def _reduced(particle_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The map as it was drawn, and smoothed."""
+    small = block_reduce(particle_map, (_BIN, _BIN), np.mean)
+    return small, ndimage.gaussian_filter(small, 1.0)
 
 
 def _enlarged(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -80,11 +87,9 @@ def split_left_over(
     small = labels[::_BIN, ::_BIN].copy()
     n, covered = contours.shape[-1], np.zeros(small.shape, bool)
     for window, contour in zip(windows, contours, strict=True):
-        places = ((np.arange(size) * _BIN + (_BIN - 1) / 2 - centre) / window[2] + (n - 1) / 2
-                  for size, centre in zip(small.shape, window, strict=False))
-        places = [(p, np.flatnonzero((p >= 0) & (p <= n - 1))) for p in places]
-        rows, columns = (tent_weights(n, p[inside], _BIN / window[2]) for p, inside in places)
-        covered[np.ix_(*(inside for _, inside in places))] |= rows @ contour @ columns.T > 0.5
+        places, inside = _places(window, n, small.shape)
+        rows, columns = (tent_weights(n, p, _BIN / window[2]) for p in places)
+        covered[inside] |= rows @ contour @ columns.T > 0.5
     number = small.max()
     for k in 1 + np.flatnonzero(contours.any(axis=(1, 2))):
         own = small == k
@@ -95,6 +100,65 @@ def split_left_over(
             number += 1
             small[pieces == 1 + area.argmax()] = number
     return _enlarged(small, labels.shape)
+
+
+def split_waists(
+    particle_map: np.ndarray, labels: np.ndarray, windows: np.ndarray, contours: np.ndarray, *, waist: float = 0.9,
+    depth: float = 0.03, share: float = 0.15,
+) -> np.ndarray:
+    """Split regions whose contours have a waist where the map has a dip: two particles that were outlined as one.
+
+    Neither alone is enough: many single particles have a waist, and the maps of long ones have dips.
+
+    Parameters
+    ----------
+    particle_map : ndarray, shape (H, W), float32
+        0 to 1.
+    labels, windows, contours
+        As for `split_left_over`.
+    waist : float
+        Width of a waist over the smaller of the widths on either side, at most.
+    depth : float
+        What the map falls by, from the lower of two maxima to the waist, at least.
+    share : float
+        What is less than this share of its contour is not split off.
+
+    Returns
+    -------
+    ndarray, shape (H, W), int32
+        Labels as before, and higher ones for what has been split off.
+    """
+    small, height = labels[::_BIN, ::_BIN].copy(), _reduced(particle_map)[1]
+    number = small.max()
+    for k, (window, contour) in enumerate(zip(windows, contours, strict=True), start=1):
+        inside = ndimage.gaussian_filter(contour, _SMOOTH) > 0.5
+        width = ndimage.distance_transform_edt(np.pad(inside, 1, mode="edge"))[1:-1, 1:-1]
+        # Smoothed, since of two maxima of one height both would count; of the logarithm, to compare shares of a height.
+        width = np.log(np.maximum(ndimage.gaussian_filter(width, _SMOOTH), 1.0))
+        markers, n = ndimage.label(h_maxima(width, -np.log(waist)) * inside, np.ones((3, 3)))
+        if n < 2:
+            continue
+        area = np.bincount(watershed(-width, markers, mask=inside)[inside], minlength=n + 1)
+        markers[np.isin(markers, np.flatnonzero(area < share * inside.sum()))] = 0
+        places, where = _places(window, len(contour), small.shape)
+        nearest = np.ix_(*(np.rint(p).astype(int) for p in places))
+        pieces = np.where(small[where] == k, watershed(-width, markers)[nearest], 0)
+        for piece in np.unique(markers)[2:]:
+            own = pieces == piece
+            beside = ndimage.binary_dilation(own) & (pieces > 0) & ~own
+            if beside.any() and own.any() and height[where][own].max() - height[where][beside].max() >= depth:
+                number += 1
+                small[where] = np.where(own, number, small[where])
+                pieces[own] = 0
+    return _enlarged(small, labels.shape)
+
+
+def _places(window: np.ndarray, n: int, shape: tuple[int, int]) -> tuple[list[np.ndarray], tuple]:
+    """Samples of a window (row and column, as fractions) at which bins of a frame lie, and the index of these bins."""
+    places = [(np.arange(size) * _BIN + (_BIN - 1) / 2 - centre) / window[2] + (n - 1) / 2
+              for size, centre in zip(shape, window, strict=False)]
+    inside = [np.flatnonzero((p >= 0) & (p <= n - 1)) for p in places]
+    return [p[i] for p, i in zip(places, inside, strict=True)], np.ix_(*inside)
 
 
 def region_windows(labels: np.ndarray, n: int) -> np.ndarray:
