@@ -4,9 +4,10 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
+from scipy import ndimage
 
 from xreg.detect import detect_block, detect_rois
-from xreg.refine import MAX_ROIS, _drop_doubles, empty_rois, refine_block, refine_rois
+from xreg.refine import MAX_ROIS, _drop_doubles, _that_stand_out, empty_rois, refine_block, refine_rois
 from xreg.schema import ROIS
 from xreg.synthetic import Phantom
 
@@ -117,3 +118,13 @@ def test_a_contour_inside_another_is_a_part_of_it():
         record["roi_position"], record["roi_window"] = place, (*place, radius / 32)
         record["roi_contour"], record["roi_area"] = disc, np.pi * radius**2
     assert [tuple(r["roi_position"]) for r in _drop_doubles(list(records))] == [(100, 100), (140, 100)]
+
+
+def test_what_is_no_stronger_than_the_texture_around_it_is_refused(normalized, table):
+    density = normalized["optical_density"].values[0]
+    records = list(table[0][np.isfinite(table[0]["roi_position"][:, 0])])
+    assert len(_that_stand_out(records, density)) == len(records) == 4
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal(density.shape), 10)
+    texture *= np.median([r["roi_contrast"] for r in records]) / texture.std()
+    assert not _that_stand_out(records, density + texture.astype(np.float32))
+    assert _that_stand_out([], density) == []

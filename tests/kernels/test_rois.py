@@ -1,17 +1,10 @@
-"""Splitting a particle map: one region per particle, touching ones too, and honest contrast."""
+"""Splitting a particle map: one region per particle, touching ones too."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from xreg.kernels.rois import (
-    contour_contrast,
-    region_pictures,
-    region_windows,
-    split_left_over,
-    split_regions,
-    split_waists,
-)
+from xreg.kernels.rois import region_pictures, region_windows, split_left_over, split_regions, split_waists
 
 
 def cone(shape, centre, radius):
@@ -109,23 +102,3 @@ def test_pictures_run_from_outside_to_inside_whatever_the_contrast():
         assert pictures[0, 0, 48, 48] == pytest.approx(1, abs=0.02)
         assert pictures[0, 0, 2, 48] == pytest.approx(0, abs=0.02)
         np.testing.assert_allclose(levels, [[offset, offset + contrast]], atol=1e-3)
-
-
-def test_contrast_counts_photon_noise_and_uneven_surroundings():
-    rng = np.random.default_rng(3)
-    y, x = np.indices((96, 96))
-    disc = np.clip(25 - np.hypot(y - 48, x - 48), 0, 1)
-    lit = np.ones_like(disc)
-    noise = 0.1 * rng.standard_normal((96, 96))
-    contrast, significance = contour_contrast(0.5 * disc + noise, disc, lit, 0.1)
-    assert contrast == pytest.approx(0.5, abs=0.03)
-    # Photon noise, and the same noise measured around the contour.
-    expected = 0.5 / (0.1 * np.sqrt(2) * np.sqrt(1 / (disc > 0.5).sum() + 1 / 2000))
-    assert significance == pytest.approx(expected, rel=0.3)
-    assert abs(contour_contrast(noise, disc, lit, 0.1)[1]) < 4
-    # The noise of this corner, and its grain, are measured where they are.
-    grain = ndimage.gaussian_filter(rng.standard_normal((96, 96)), 1.5)
-    uneven = contour_contrast(0.5 * disc + 0.3 * grain / grain.std(), disc, lit, 0.0)[1]
-    assert uneven < significance / 4
-    assert contour_contrast(noise, np.zeros_like(disc), lit, 0.0) == (0.0, 0.0)
-    assert contour_contrast(noise, disc, 0 * lit, 0.0) == (0.0, 0.0)

@@ -9,15 +9,13 @@ from skimage.segmentation import watershed
 from xreg.kernels.resample import sample_window, tent_weights
 
 #: The map is split at a third of the resolution, since it was drawn there.
-_BIN = 3
+BIN = 3
 #: A window is this much wider than its region, so that contour and surroundings are in it.
 WINDOW_MARGIN = 1.5
 #: Part of what a contour leaves over of its region that must be in one piece for it to be another particle.
 _ONE_PIECE = 0.75
 #: Contours are smoothed by this much (samples) before their width is measured.
 _SMOOTH = 1.0
-#: Side (samples) of the blocks that unevenness around a contour is measured by.
-_BLOCK = 4
 
 
 def split_regions(
@@ -44,20 +42,20 @@ def split_regions(
     index = np.arange(1, labels.max() + 1)
     area = ndimage.sum_labels(mask, labels, index)
     top = ndimage.maximum(small, labels, index) if len(index) else np.zeros(0)
-    keep = (area * _BIN**2 >= np.pi * min_radius**2) & (top >= peak)
+    keep = (area * BIN**2 >= np.pi * min_radius**2) & (top >= peak)
     number = np.concatenate([[0], np.where(keep, np.cumsum(keep), 0)]).astype(np.int32)
     return _enlarged(number[labels], particle_map.shape)
 
 
 def _reduced(particle_map: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The map as it was drawn, and smoothed."""
-    small = block_reduce(particle_map, (_BIN, _BIN), np.mean)
+    small = block_reduce(particle_map, (BIN, BIN), np.mean)
     return small, ndimage.gaussian_filter(small, 1.0)
 
 
 def _enlarged(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Labels at the resolution of a frame (H, W)."""
-    return np.repeat(np.repeat(labels, _BIN, axis=0), _BIN, axis=1)[: shape[0], : shape[1]]
+    return np.repeat(np.repeat(labels, BIN, axis=0), BIN, axis=1)[: shape[0], : shape[1]]
 
 
 def split_left_over(
@@ -84,18 +82,13 @@ def split_left_over(
     ndarray, shape (H, W), int32
         Labels as before, and higher ones for what has been split off.
     """
-    small = labels[::_BIN, ::_BIN].copy()
-    n, covered = contours.shape[-1], np.zeros(small.shape, bool)
-    for window, contour in zip(windows, contours, strict=True):
-        places, inside = _places(window, n, small.shape)
-        rows, columns = (tent_weights(n, p, _BIN / window[2]) for p in places)
-        covered[inside] |= rows @ contour @ columns.T > 0.5
-    number = small.max()
+    small = labels[::BIN, ::BIN].copy()
+    covered, number = covered_bins(small.shape, windows, contours), small.max()
     for k in 1 + np.flatnonzero(contours.any(axis=(1, 2))):
         own = small == k
         pieces, _ = ndimage.label(ndimage.binary_opening(own & ~covered))
         area = np.bincount(pieces.ravel(), minlength=2)[1:]
-        least = max(share * own.sum(), np.pi * (min_radius / _BIN) ** 2, _ONE_PIECE * area.sum())
+        least = max(share * own.sum(), np.pi * (min_radius / BIN) ** 2, _ONE_PIECE * area.sum())
         if area.max() >= least:
             number += 1
             small[pieces == 1 + area.argmax()] = number
@@ -128,7 +121,7 @@ def split_waists(
     ndarray, shape (H, W), int32
         Labels as before, and higher ones for what has been split off.
     """
-    small, height = labels[::_BIN, ::_BIN].copy(), _reduced(particle_map)[1]
+    small, height = labels[::BIN, ::BIN].copy(), _reduced(particle_map)[1]
     number = small.max()
     for k, (window, contour) in enumerate(zip(windows, contours, strict=True), start=1):
         inside = ndimage.gaussian_filter(contour, _SMOOTH) > 0.5
@@ -153,9 +146,19 @@ def split_waists(
     return _enlarged(small, labels.shape)
 
 
+def covered_bins(shape: tuple[int, int], windows: np.ndarray, contours: np.ndarray) -> np.ndarray:
+    """Bins of a frame, (rows, columns), that lie inside of any contour."""
+    n, covered = contours.shape[-1], np.zeros(shape, bool)
+    for window, contour in zip(windows, contours, strict=True):
+        places, inside = _places(window, n, shape)
+        rows, columns = (tent_weights(n, p, BIN / window[2]) for p in places)
+        covered[inside] |= rows @ contour @ columns.T > 0.5
+    return covered
+
+
 def _places(window: np.ndarray, n: int, shape: tuple[int, int]) -> tuple[list[np.ndarray], tuple]:
     """Samples of a window (row and column, as fractions) at which bins of a frame lie, and the index of these bins."""
-    places = [(np.arange(size) * _BIN + (_BIN - 1) / 2 - centre) / window[2] + (n - 1) / 2
+    places = [(np.arange(size) * BIN + (BIN - 1) / 2 - centre) / window[2] + (n - 1) / 2
               for size, centre in zip(shape, window, strict=False)]
     inside = [np.flatnonzero((p >= 0) & (p <= n - 1)) for p in places]
     return [p[i] for p, i in zip(places, inside, strict=True)], np.ix_(*inside)
@@ -234,45 +237,3 @@ def other_regions(particle_map: np.ndarray, labels: np.ndarray, windows: np.ndar
     """
     every = np.where(labels > 0, particle_map, 0).astype(np.float32)
     return np.array([sample_window(every, window, own.shape[-1]) for window in windows]) - own
-
-
-def contour_contrast(
-    density: np.ndarray, contour: np.ndarray, valid: np.ndarray, noise: float
-) -> tuple[float, float]:
-    """How much a contour's inside differs from its surroundings, and that over its standard error.
-
-    The error counts photon noise, and what else varies between neighbouring blocks of 4 x 4 samples outside the
-    contour: noise that is stronger here than elsewhere or alike in neighbouring pixels, and fine background texture.
-    The detector picks the places where noise looks most like a particle, so that what it invents reaches several
-    standard errors.
-
-    Parameters
-    ----------
-    density : ndarray, shape (n, n)
-        Picture of the region, n a multiple of 4.
-    contour : ndarray, shape (n, n)
-        Soft contour, 0 to 1.
-    valid : ndarray, shape (n, n)
-        Share of valid pixels in each sample.
-    noise : float
-        Standard deviation of one sample of `density`, were samples independent: that of a pixel over their spacing.
-
-    Returns
-    -------
-    contrast, significance : float
-        Both 0 where the contour or its surroundings are empty.
-    """
-    usable = valid > 0.5
-    inside = (contour > 0.5) & usable
-    far = ndimage.distance_transform_edt(contour <= 0.5)
-    ring = (far > 2) & (far < 0.12 * len(contour)) & usable
-    means, outside, lit = (block_reduce(a, (_BLOCK, _BLOCK), np.mean) for a in (density, contour, valid))
-    free = (outside < 0.02) & (lit > 0.9)
-    steps = np.concatenate([(means[1:] - means[:-1])[free[1:] & free[:-1]],
-                            (means[:, 1:] - means[:, :-1])[free[:, 1:] & free[:, :-1]]])
-    if inside.sum() < 16 or ring.sum() < 16 or len(steps) < 6:
-        return 0.0, 0.0
-    contrast = float(density[inside].mean() - np.median(density[ring]))
-    uneven = 1.4826 * np.median(np.abs(steps)) / np.sqrt(2) * _BLOCK
-    error = np.hypot(noise, uneven) * np.sqrt(1 / inside.sum() + 1 / ring.sum())
-    return contrast, float(contrast / max(error, 1e-6))
