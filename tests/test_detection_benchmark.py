@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import runpy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,15 @@ def test_the_learned_chain_beats_otsu(table):
     # A threshold that every picture has splits open background, too.
     ours, theirs = (table[1][name]["inventions per empty frame"] for name in ("learned", "Otsu + watershed"))
     assert ours < 1 < theirs
+
+
+def test_long_particles_are_found_whole(benchmark):
+    ours = partial(benchmark.learned, detector=None, refiner=None)
+    found = benchmark.summary(benchmark.measure({"ours": ours}, 1, 4, with_empty=False, elongation=2.5)["ours"])
+    assert found["found, isolated"] == 1
+    assert found["found, touching"] > 0.6
+    assert found["contour IoU, median"] > 0.85
+    assert found["inventions per frame"] == 0
 
 
 def test_scores_of_known_answers(benchmark):
