@@ -86,6 +86,16 @@ def test_a_contour_with_a_waist_where_the_map_dips_is_two_particles():
     flat = np.where(found > 0, 0.7, 0).astype(np.float32)
     np.testing.assert_array_equal(split_waists(flat, labels, windows, both), labels)
     np.testing.assert_array_equal(split_waists(found, labels, windows, alone), labels)
+    # A shoulder is no dip, on whichever side it is.
+    shoulder = np.where((found > 0) & (np.indices(found.shape)[1] > 101), 0.5, found).astype(np.float32)
+    for turn in (slice(None), slice(None, None, -1)):
+        turned = np.ascontiguousarray(np.where(labels == 1, 1, 0)[:120, 30:150][:, turn])
+        window = region_windows(turned, 96)
+        middles = (50, 92) if turn == slice(None) else (69, 27)
+        both_here = np.maximum(drawn(window, (70, middles[0], 30)), drawn(window, (70, middles[1], 22)))
+        for picture, pieces in ((found, 2), (shoulder, 1)):
+            cut = np.ascontiguousarray(picture[:120, 30:150][:, turn])
+            assert split_waists(cut, turned, window, both_here).max() == pieces
     y, x = np.indices((96, 96))
     rod = ((abs(y - 47.5) < 15) & (abs(x - 47.5) < 40)).astype(np.float32)
     np.testing.assert_array_equal(split_waists(found, labels, windows, np.stack([rod, both[1]])), labels)

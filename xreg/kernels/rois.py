@@ -97,7 +97,7 @@ def split_left_over(
 
 def split_waists(
     particle_map: np.ndarray, labels: np.ndarray, windows: np.ndarray, contours: np.ndarray, *, waist: float = 0.9,
-    depth: float = 0.03, share: float = 0.15,
+    depth: float = 0.01, share: float = 0.15,
 ) -> np.ndarray:
     """Split regions whose contours have a waist where the map has a dip: two particles that were outlined as one.
 
@@ -138,8 +138,12 @@ def split_waists(
         pieces = np.where(small[where] == k, watershed(-width, markers)[nearest], 0)
         for piece in np.unique(markers)[2:]:
             own = pieces == piece
-            beside = ndimage.binary_dilation(own) & (pieces > 0) & ~own
-            if beside.any() and own.any() and height[where][own].max() - height[where][beside].max() >= depth:
+            rest = (pieces > 0) & ~own
+            border = ndimage.binary_dilation(own) & rest
+            if not border.any():
+                continue
+            heights = [height[where][part].max() for part in (own, rest, border)]
+            if min(heights[:2]) - heights[2] >= depth:
                 number += 1
                 small[where] = np.where(own, number, small[where])
                 pieces[own] = 0
