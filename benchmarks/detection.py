@@ -44,6 +44,8 @@ SHAPE = (460, 460)
 FIRST_SEED = 777_000_000
 #: A region of less than this many px is no particle for the classical methods: a disc of 7 px radius.
 SMALLEST = 154
+#: Contours at two energies are the same particle's if their centres are nearer than this share of its radius.
+_FARTHEST = 0.35
 
 
 @dataclass
@@ -311,8 +313,9 @@ def _agreement(first: Found, last: Found, scale: float) -> dict[str, float]:
     shift = np.median(steps[np.hypot(*(steps - steps[votes.argmax()]).T) < 8], axis=0)
     distance = np.linalg.norm(first.centres[None] - expected[:, None] - shift, axis=-1)
     sizes = [f.masks.sum((1, 2)) * s for f, s in ((first, 1.0), (last, scale**2))]
-    cost = distance / np.sqrt(sizes[1] / np.pi)[:, None]
-    pairs = [(a, b) for a, b in zip(*optimize.linear_sum_assignment(cost), strict=True) if cost[a, b] < 0.35]
+    # What is too far away is so by whatever distance, or a few without a mate would break up the pairs of others.
+    cost = np.minimum(distance / np.sqrt(sizes[1] / np.pi)[:, None], _FARTHEST)
+    pairs = [(a, b) for a, b in zip(*optimize.linear_sum_assignment(cost), strict=True) if cost[a, b] < _FARTHEST]
     cut = [(m[:, 0].any(1) | m[:, -1].any(1) | m[..., 0].any(1) | m[..., -1].any(1)) for m in (first.masks, last.masks)]
     ratio = np.array([abs(sizes[0][b] / sizes[1][a] - 1) for a, b in pairs if not (cut[1][a] or cut[0][b])])
     return {

@@ -103,6 +103,20 @@ def test_two_energies_are_matched_by_their_common_shift(benchmark):
     assert 0.03 < found["area difference, median"] < 0.1
 
 
+def test_a_contour_without_a_mate_does_not_take_that_of_another(benchmark):
+    y, x = np.indices((200, 300))
+
+    def seen(*discs):
+        masks = np.array([np.hypot(y - a, x - b) < radius for a, b, radius in discs])
+        return benchmark.Found(masks, np.array([disc[:2] for disc in discs], float))
+
+    first = seen((100, 150, 40), (40, 60, 12), (100, 270, 12))
+    last = seen((100, 150, 40), (40, 60, 12), (100, 30, 12))
+    found = benchmark._agreement(first, last, 1.0)
+    assert found["of the last found at the first"] == 2
+    assert found["areas within 5 %"] == 1
+
+
 def test_the_study_of_fusion_runs_small(tmp_path, capsys):
     row = {"step": 1, "seconds": 2.0, "loss": 0.5, "iou": 0.9, "rms_px": 1.0, "median_px": 0.4}
     (tmp_path / "log.jsonl").write_text(json.dumps(row) + "\n")

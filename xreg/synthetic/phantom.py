@@ -106,7 +106,8 @@ class Phantom:
         density = self.optical_density(frame)
         beam = np.exp(-density)
         if self.config.fringe:
-            beam = beam * (1 + self.config.fringe * ndimage.gaussian_laplace(density, 1.2))
+            # To first order in the fringe, which beside a steep enough grain would ask for less than no light.
+            beam = beam * np.maximum(1 + self.config.fringe * ndimage.gaussian_laplace(density, 1.2), 0)
         blur = np.hypot(self.config.blur, 6.0 if self.frame_status[frame] == FrameStatus.BLURRED else 0.0)
         return ndimage.gaussian_filter(beam, blur) if blur else beam
 
