@@ -77,12 +77,13 @@ def test_evaluate_and_report(demo, tmp_path):
 def test_simulate_with_options(tmp_path):
     code, _, err = xreg("simulate", tmp_path / "raw.zarr", "--truth", tmp_path / "truth.zarr", "--scans", 1,
                         "--energies", 6, "--size", 64, 80, "--particles", 1, "--radius", 9, 10, "--touching", 0,
-                        "--only", "noise", "--seed", 3, "--workers", 0)
+                        "--elongation", 1.5, 2, "--only", "noise", "--seed", 3, "--workers", 0)
     assert code == 0, err
     ds = store.open_frames(tmp_path / "raw.zarr")
     assert ds.counts.shape == (6, 64, 80)
     assert ds.attrs["simulation"]["seed"] == 3
     assert ds.attrs["simulation"]["crackle"] == 0
+    assert ds.attrs["simulation"]["elongation"] == [1.5, 2.0]
     assert store.open_store(tmp_path / "truth.zarr").sizes["frame"] == 6
 
 
@@ -181,6 +182,7 @@ def test_check_says_what_is_wrong(demo, tmp_path):
     (("evaluate", "nothing", "nothing"), "there is no Zarr store at nothing"),
     (("report", "nothing"), "there is no Zarr store at nothing"),
     (("simulate", "out", "--only", "magic"), "unknown distortions"),
+    (("simulate", "out", "--radius", "20", "10"), "need the smaller number first"),
     (("train", "refine", "folder", "--detector", "nothing"), "there are no weights at nothing"),
     (("train", "refine", "folder", "--start", shipped("detector").path),
      "are those of a generator; need those of a refiner, a dual_unet or unet"),

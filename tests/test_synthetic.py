@@ -115,5 +115,16 @@ def test_143_energies_rise_over_the_edge():
 def test_errors_say_what_came():
     with pytest.raises(ValueError, match=r"unknown distortions \['wind'\]; choose from jitter"):
         PhantomConfig.only("wind")
-    with pytest.raises(ValueError, match="0 scans of 143 energies; need at least one of each"):
-        Phantom(n_scans=0)
+    for settings, sentence in [
+        ({"n_scans": 0}, "0 scans of 143 energies; need at least one of each"),
+        ({"energies": ()}, "2 scans of 0 energies; need at least one of each"),
+        ({"radius": (20.0, 10.0)}, "radius is from 20 to 10; need the smaller number first"),
+        ({"radius": (-5.0, 10.0)}, r"radius is \(-5.0, 10.0\); need a number that is not below zero"),
+        ({"elongation": (0.0, 2.0)}, r"elongation is \(0.0, 2.0\); need more than zero"),
+        ({"counts": float("nan")}, "counts is nan; need a number that is not below zero"),
+        ({"counts": 0.0}, "counts is 0.0; need more than zero"),
+        ({"counts": 1e9}, r"counts 1e\+09 and dark_level 100 are more than the simulated detector counts to"),
+        ({"seed": -1}, "seed is -1; need a number that is not below zero"),
+    ]:
+        with pytest.raises(ValueError, match=sentence):
+            Phantom(**settings)

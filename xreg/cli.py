@@ -77,7 +77,7 @@ def _plain_errors(command: Callable) -> Callable:
 @click.argument("out", type=click.Path(path_type=Path), default="xreg-demo")
 @click.option("--scans", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--energies", type=click.IntRange(min=1), default=143, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_workers
 @_device
 @_plain_errors
@@ -107,6 +107,8 @@ def demo(out: Path, scans: int, energies: int, seed: int, workers: int | None, d
 @click.option("--size", type=click.IntRange(min=64), nargs=2, default=(460, 460), show_default=True, metavar="NY NX")
 @click.option("--particles", "n_particles", type=click.IntRange(min=0), default=9, show_default=True)
 @click.option("--radius", type=float, nargs=2, default=(18.0, 42.0), show_default=True, help="px, smallest and largest")
+@click.option("--elongation", type=float, nargs=2, default=(1.0, 1.0), show_default=True,
+              help="Times that particles are longer for their width, least and most.")
 @click.option("--counts", type=float, default=9000.0, show_default=True, help="Open-beam counts per pixel.")
 @click.option("--touching", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--overlapping", type=click.IntRange(min=0), default=0, show_default=True)
@@ -115,7 +117,7 @@ def demo(out: Path, scans: int, energies: int, seed: int, workers: int | None, d
 @click.option("--magnification/--no-magnification", default=False, show_default=True,
               help="Pixel size proportional to the energy.")
 @click.option("--only", multiple=True, metavar="DISTORTION", help="Switch on this distortion alone; may be repeated.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @_workers
 @_scheduler
 @_plain_errors
@@ -213,7 +215,7 @@ def run(raw: Path, out: Path, **options: Any) -> None:
               help="Adapt the detector to the frames of this raw store too; no annotations are needed.")
 @click.option("--detector", type=click.Path(path_type=Path), help="Detector whose regions the refiner learns on.")
 @click.option("--start", type=click.Path(path_type=Path), help="Weights to go on from; by default from nothing.")
-@click.option("--seed", type=int, help="Seed of the random numbers.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the random numbers.")
 @_device
 @_plain_errors
 def train(network: str, folder: Path, preset: str, own: Path | None, detector: Path | None, start: Path | None,

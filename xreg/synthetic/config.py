@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from xreg.synthetic.spectra import NI_K_EDGE, ni_energies
 
 #: Distortions that `PhantomConfig.only` can switch on alone.
@@ -9,13 +11,18 @@ DISTORTIONS = (
     "jitter", "walk", "jumps", "deformation", "texture", "crackle", "illumination", "flat_drift", "noise",
     "hot_pixels", "blur", "fringe", "substrate", "magnification", "bad_frames",
 )
+#: What a pixel of the simulated detector can count to.
+FULL_WELL = 65535
+_RANGES = ("radius", "edge_step", "elongation", "profile")
+_ABOVE_ZERO = ("shape", "energies", "radius", "edge_step", "elongation", "counts", "exposure", "flat_exposure",
+               "pixel_size_nm", "reference_energy")
 
 
 @dataclass(frozen=True)
 class PhantomConfig:
     """All of the phantom's settings. Lengths in px at the reference energy, optical densities in nepers.
 
-    An amplitude of zero switches its distortion off; `only` keeps a single one.
+    An amplitude of zero switches its distortion off; `only` keeps a single one. ValueError names what cannot be.
     """
 
     shape: tuple[int, int] = (460, 460)
@@ -58,6 +65,28 @@ class PhantomConfig:
     pixel_size_nm: float = 31.2
     reference_energy: float = NI_K_EDGE
     seed: int = 0
+
+    def __post_init__(self):
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if not all(0 <= number < np.inf for number in np.atleast_1d(value)):
+                msg = f"{f.name} is {value}; need a number that is not below zero."
+                raise ValueError(msg)
+            if f.name in _ABOVE_ZERO and not np.all(value):
+                msg = f"{f.name} is {value}; need more than zero."
+                raise ValueError(msg)
+        for name in _RANGES:
+            low, high = getattr(self, name)
+            if low > high:
+                msg = f"{name} is from {low:g} to {high:g}; need the smaller number first."
+                raise ValueError(msg)
+        if not self.n_frames:
+            msg = f"the phantom has {self.n_scans} scans of {len(self.energies)} energies; need at least one of each."
+            raise ValueError(msg)
+        if self.counts + self.dark_level > FULL_WELL:
+            msg = (f"counts {self.counts:g} and dark_level {self.dark_level:g} are more than the simulated detector "
+                   f"counts to; need at most {FULL_WELL} together.")
+            raise ValueError(msg)
 
     @classmethod
     def only(cls, *names: str, **settings) -> "PhantomConfig":

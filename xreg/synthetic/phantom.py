@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from xreg.schema import AXES, COORDINATES, RAW, RESULT, FrameStatus, describe
-from xreg.synthetic.config import PhantomConfig
+from xreg.synthetic.config import FULL_WELL, PhantomConfig
 from xreg.synthetic.fields import random_field, shifted
 from xreg.synthetic.motion import draw_motion, draw_status
 from xreg.synthetic.particles import place_particles
@@ -27,10 +27,6 @@ class Phantom:
 
     def __init__(self, config: PhantomConfig | None = None, **settings):
         self.config = replace(config or PhantomConfig(), **settings)
-        if not len(self.config.energies) or self.config.n_scans < 1:
-            msg = (f"the phantom has {self.config.n_scans} scans of {len(self.config.energies)} energies; "
-                   "need at least one of each.")
-            raise ValueError(msg)
         rng = np.random.default_rng([self.config.seed, 0])
         self.particles = place_particles(self.config, rng)
         self.rigid, self.own_motion = draw_motion(self.config, len(self.particles), rng)
@@ -154,7 +150,7 @@ class Phantom:
         if self.config.hot_pixels:
             hot, gain = self._hot
             counts.ravel()[hot] = counts.ravel()[hot] * gain + (gain > 0) * self.config.counts * 3
-        return np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
+        return np.clip(np.rint(counts), 0, FULL_WELL).astype(np.uint16)
 
     @cached_property
     def _hot(self) -> tuple[np.ndarray, np.ndarray]:
