@@ -183,6 +183,10 @@ def test_check_says_what_is_wrong(demo, tmp_path):
     (("report", "nothing"), "there is no Zarr store at nothing"),
     (("simulate", "out", "--only", "magic"), "unknown distortions"),
     (("simulate", "out", "--radius", "20", "10"), "need the smaller number first"),
+    (("simulate", "out", "--only", "jitter", "--bad-frames", "0.5"), "--only switches on the named distortions alone"),
+    (("simulate", "out", "--truth", "out"), "the truth is to be written to out, into the raw store out"),
+    (("simulate", "out", "--truth", "out/truth"), "the truth is to be written to out/truth, into the raw store out"),
+    (("simulate", "/proc/xreg/out", "--workers", "0"), "/proc/xreg cannot be used (No such file or directory); check"),
     (("train", "refine", "folder", "--detector", "nothing"), "there are no weights at nothing"),
     (("train", "refine", "folder", "--start", shipped("detector").path),
      "are those of a generator; need those of a refiner, a dual_unet or unet"),
@@ -201,11 +205,57 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, argume
 
 @pytest.mark.parametrize("arguments", [
     ("run",), ("run", "a", "b", "--workers", "-1"), ("paint",), ("train", "draw", "x"),
+    ("simulate", "a", "--seed", "-1"), ("report", "a", "s3://bucket/page.html"), ("ingest", "s3://bucket/files", "a"),
 ])
 def test_bad_usage_is_exit_code_2(arguments):
     code, _, err = xreg(*arguments)
     assert code == 2
     assert "Traceback" not in err
+
+
+def test_an_address_where_nothing_answers_is_one_sentence():
+    code, _, err = xreg("check", "http://localhost:1/raw.zarr")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "check the address" in err
+
+
+def test_report_takes_the_place_of_nothing_but_a_page(demo, tmp_path):
+    result, notes, page = demo[0] / "result.zarr", tmp_path / "notes.txt", tmp_path / "page.html"
+    notes.write_text("three months of work")
+    for place, words in ((notes, "exists already and is no page of xreg's"),
+                         (demo[0] / "raw.zarr" / "zarr.json", "lies inside of a Zarr store; choose a place outside"),
+                         (demo[0] / "raw.zarr", "lies inside of a Zarr store")):
+        code, _, err = xreg("report", result, place)
+        assert code == 2
+        assert words in err
+    assert notes.read_text() == "three months of work"
+    for _ in range(2):
+        code, _, err = xreg("report", result, page)
+        assert code == 0, err
+
+
+def test_report_shows_no_frames_of_another_measurement(demo, tmp_path):
+    place = shutil.copytree(demo[0], tmp_path / "demo")
+    group = zarr.open_group(place / "result.zarr")
+    group.attrs["raw"] = {**group.attrs["raw"], "path": str(place / "raw.zarr")}
+    code, out, _ = xreg("report", place / "result.zarr")
+    assert (code, "note:" in out) == (0, False)
+    zarr.open_group(place / "raw.zarr")["energy"][0] += 1
+    code, out, _ = xreg("report", place / "result.zarr")
+    assert code == 0
+    assert "note: the raw store is not there or has changed" in out
+
+
+def test_odd_attributes_of_a_raw_store_do_no_harm(demo, tmp_path):
+    raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
+    group = zarr.open_group(raw)
+    group.attrs.update({"source_files": 5, "corrupt_files": {"a": "b"}})
+    group["counts"][3] = 0
+    code, _, err = xreg("run", raw, tmp_path / "out.zarr", "--lazy", "--workers", 0, "--device", "cpu")
+    assert code == 3
+    assert "frame 3: blank" in err
+    assert "{'a': 'b'}" in err
 
 
 def test_ingest_lists_lost_files_and_fails_for_lost_frames_only(tmp_path, monkeypatch):

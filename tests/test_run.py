@@ -620,3 +620,34 @@ def test_there_must_be_something_to_resume(raw, tmp_path):
     (tmp_path / "strange.zarr.partial").mkdir()
     with pytest.raises(ValueError, match="holds no plan of an interrupted run"):
         run.register(raw, tmp_path / "strange.zarr", resume=True)
+    (tmp_path / "notes.txt").touch()
+    for other in (raw, tmp_path / "notes.txt"):
+        place = shutil.copytree(other, tmp_path / "copy.zarr") if other.is_dir() else other
+        with pytest.raises(ValueError, match=r"is no result of xreg run; choose another name"):
+            run.register(raw, place, resume=True)
+
+
+def test_a_result_inside_of_its_raw_store_is_refused(own_raw):
+    with pytest.raises(ValueError, match=r"out.zarr lies inside of the raw store .*; choose a place outside"):
+        run.register(own_raw, own_raw / "out.zarr")
+    assert not list(own_raw.glob("out*"))
+
+
+def test_a_range_of_frames_is_a_text(raw, tmp_path):
+    with pytest.raises(ValueError, match=r"frames is \(0, 3\); need A:B"):
+        run.register(raw, tmp_path / "out.zarr", frames=(0, 3))
+
+
+def test_a_part_of_a_result_is_refused(whole, tmp_path):
+    copied = shutil.copytree(whole, tmp_path / "copied.zarr")
+    shutil.rmtree(copied / "frame_status")
+    with pytest.raises(ValueError, match=r"copied.zarr has no frame_status; give what xreg run wrote, and all of it"):
+        open_result(copied)
+
+
+@pytest.mark.parametrize("missing", ["raw", "settings"])
+def test_a_lazy_result_needs_its_record(raw, tmp_path, missing):
+    run.register(raw, tmp_path / "out.zarr", lazy=True, frames=":4")
+    del zarr.open_group(tmp_path / "out.zarr").attrs[missing]
+    with pytest.raises(ValueError, match=f"out.zarr has no {missing}; give what xreg run wrote"):
+        open_result(tmp_path / "out.zarr")

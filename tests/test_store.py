@@ -141,6 +141,20 @@ def test_a_missing_place_and_a_place_without_a_store_are_refused(tmp_path):
         store.open_frames(tmp_path / "file")
 
 
+@pytest.mark.parametrize("content", ["null", "[]", '{"zarr_format": 3, "node_type": "group", "attributes": 5}'])
+def test_a_group_that_is_none_is_refused(tmp_path, content):
+    (tmp_path / "zarr.json").write_text(content)
+    with pytest.raises(ValueError, match=r"is not a Zarr group .*; give a store that xreg ingest or simulate wrote"):
+        store.open_frames(tmp_path)
+
+
+def test_an_array_half_copied_is_refused(tmp_path):
+    store.write_tables(tmp_path, xr.Dataset({"energy": ("frame", [8333.0])}))
+    (tmp_path / "energy" / "zarr.json").write_text("")
+    with pytest.raises(ValueError, match="declares arrays that cannot be understood"):
+        store.open_frames(tmp_path)
+
+
 def test_monstrous_shapes_are_refused_before_dask_sees_them(tmp_path, no_compute):
     group = zarr.open_group(tmp_path / "bomb.zarr", mode="w", zarr_format=3)
     group.create_array("counts", shape=(10, 10**6, 10**6), chunks=(1, 1000, 1000), dtype="u2",

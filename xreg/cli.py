@@ -32,6 +32,15 @@ class _Place(click.ParamType):
         return value if "://" in str(value) else Path(value)
 
 
+class _Path(click.Path):
+    """A path on a disk of this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            self.fail(f"{value} is a URL; need a path on a disk.", param, ctx)
+        return Path(value)
+
+
 _device = click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
                        help="Where the networks run.")
 _workers = click.option("--workers", type=click.IntRange(min=0), metavar="N",
@@ -60,7 +69,7 @@ def _plain_errors(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError) as error:
-            click.echo(f"xreg: {' '.join(str(error).split())}", err=True)
+            click.echo(f"xreg: {_sentence(error)}", err=True)
             sys.exit(BAD_INPUT)
         except KeyboardInterrupt:
             how = "; go on with the same command and --resume" if command.__name__ == "run" else ""
@@ -70,11 +79,22 @@ def _plain_errors(command: Callable) -> Callable:
     return guarded
 
 
+def _sentence(error: ValueError | OSError) -> str:
+    """An error in one line; where a disk or a server has raised it, with what to do."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, OSError) or error.errno is None:
+        return text
+    if error.filename is None:
+        return f"{text}; check the address, and whether the machine behind it answers."
+    place = error.filename2 or error.filename
+    return f"{place} cannot be used ({error.strerror}); check the path, and that you may read and write there."
+
+
 # -- the commands ----------------------------------------------------------------------------------------------------
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path), default="xreg-demo")
+@click.argument("out", type=_Path(), default="xreg-demo")
 @click.option("--scans", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--energies", type=click.IntRange(min=1), default=143, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -130,6 +150,9 @@ def simulate(raw: Path, truth: Path | None, energies: int, size: tuple[int, int]
 
     settings |= {"energies": tuple(ni_energies(energies)), "shape": tuple(size)}
     # `only` chooses the distortions; without it all are there and two of them can be set.
+    if only and (bad_frames or magnification):
+        msg = "--only switches on the named distortions alone; give it without --bad-frames and --magnification."
+        raise ValueError(msg)
     if only:
         config = PhantomConfig.only(*only, **settings)
     else:
@@ -140,7 +163,7 @@ def simulate(raw: Path, truth: Path | None, energies: int, size: tuple[int, int]
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=_Path())
 @click.argument("raw", type=_Place())
 @_workers
 @_scheduler
@@ -188,8 +211,8 @@ def check(raw: Path, device: str) -> None:
 @click.option("--reference-particle", type=click.IntRange(min=0), metavar="N",
               help="Take the motion of particle N for the rigid part. Numbers stand in the report of a first run; with "
                    "--resume a finished run changes over in seconds.")
-@click.option("--detector", type=click.Path(path_type=Path), help="Weights that `xreg train detect` wrote.")
-@click.option("--refiner", type=click.Path(path_type=Path), help="Weights that `xreg train refine` wrote.")
+@click.option("--detector", type=_Path(), help="Weights that `xreg train detect` wrote.")
+@click.option("--refiner", type=_Path(), help="Weights that `xreg train refine` wrote.")
 @_workers
 @_scheduler
 @_device
@@ -209,12 +232,12 @@ def run(raw: Path, out: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("network", type=click.Choice(["detect", "refine"]))
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=_Path())
 @click.option("--preset", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--frames", "own", type=_Place(), metavar="RAW",
               help="Adapt the detector to the frames of this raw store too; no annotations are needed.")
-@click.option("--detector", type=click.Path(path_type=Path), help="Detector whose regions the refiner learns on.")
-@click.option("--start", type=click.Path(path_type=Path), help="Weights to go on from; by default from nothing.")
+@click.option("--detector", type=_Path(), help="Detector whose regions the refiner learns on.")
+@click.option("--start", type=_Path(), help="Weights to go on from; by default from nothing.")
 @click.option("--seed", type=click.IntRange(min=0), help="Seed of the random numbers.")
 @_device
 @_plain_errors
@@ -259,7 +282,7 @@ def evaluate(out: Path, truth: Path, particles: bool) -> None:
 
 @main.command()
 @click.argument("out", type=_Place())
-@click.argument("html", type=click.Path(path_type=Path), required=False)
+@click.argument("html", type=_Path(), required=False)
 @click.option("--truth", type=_Place(), help="Truth of a simulation, to be shown beside.")
 @_plain_errors
 def report(out: Path, html: Path | None, truth: Path | None) -> None:
@@ -332,7 +355,10 @@ def _write_report(out: Path, html: Path, truth: Path | None) -> None:
     from xreg.result import open_raw_of, open_result
 
     result = open_result(out)
-    write_report(result, html, raw=open_raw_of(result), truth=store.open_store(truth) if truth else None)
+    raw = open_raw_of(result)
+    if raw is None:
+        click.echo("note: the raw store is not there or has changed; pictures that show frames are left out")
+    write_report(result, html, raw=raw, truth=store.open_store(truth) if truth else None)
     click.echo(f"report: {html}")
 
 
@@ -342,7 +368,7 @@ def _finish(result: "xr.Dataset") -> None:
 
     lost = result.attrs.get("corrupt_files")
     if lost:
-        _list("files that could not be read when the raw store was made", [lost] if isinstance(lost, str) else lost)
+        _list("files that could not be read when the raw store was made", lost if isinstance(lost, list) else [lost])
     failed = failures(result)
     if failed:
         _list("frames and blocks that failed", failed)

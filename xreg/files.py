@@ -33,6 +33,12 @@ def absolute(place: str | Path) -> str:
     return str(place).rstrip("/") if is_url(place) else str(Path(place).absolute())
 
 
+def lies_in(place: str | Path, other: str | Path) -> bool:
+    """Whether a place is another one or below it."""
+    inner, outer = (absolute(p) if is_url(p) else str(Path(p).resolve()) for p in (place, other))
+    return f"{inner}/".startswith(f"{outer}/")
+
+
 def _in_one_sentence(function: Callable) -> Callable:
     """Turn what the libraries behind a URL raise where nothing answers into an error of a connection."""
 
@@ -122,7 +128,7 @@ def names(folder: str) -> list[str]:
     if not is_url(folder):
         try:
             return sorted(name for name in os.listdir(folder) if not name.endswith(".part"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
     system, path = _system(folder)
     try:

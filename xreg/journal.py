@@ -67,6 +67,10 @@ class Journal:
                    "delete it and run without --resume.")
             raise ValueError(msg) from error
 
+    def has_plan(self) -> bool:
+        """Whether a run has been here."""
+        return "plan.json" in files.names(self.root)
+
     @property
     def _store(self) -> str:
         return self.root.removesuffix(f"/{FOLDER}")

@@ -51,21 +51,27 @@ def simulate(config: "PhantomConfig", raw: str | Path, truth: str | Path | None 
     Raises
     ------
     ValueError
-        If a store exists already.
+        If a store exists already, or both are to be the same.
     """
     from xreg.synthetic import Phantom
 
     for place in filter(None, (raw, truth)):
         refuse_existing(place)
+    if truth is not None and files.lies_in(truth, raw):
+        msg = f"the truth is to be written to {truth}, into the raw store {raw}; choose another name."
+        raise ValueError(msg)
     phantom = Phantom(config)
     coordinates = phantom.raw_coordinates()
     shapes = {"counts": config.n_frames, "flats": phantom.n_flats, "darks": config.n_darks}
     pictures = {name: (n, *config.shape) for name, n in shapes.items()}
+    if truth is not None:
+        # Where it cannot be written, that is known before the frames are drawn.
+        clear(truth)
+        store.begin(truth)
     _stream(partial(_phantom, config), coordinates, pictures, np.uint16, raw,
             "simulate", workers, scheduler, progress)
     if truth is not None:
-        clear(truth)
-        store.write_tables(store.begin(truth), phantom.truth())
+        store.write_tables(store.growing(truth), phantom.truth())
         store.finish(truth)
 
 

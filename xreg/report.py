@@ -30,6 +30,8 @@ _MEASURES = {"ssim": ("similarity (SSIM), mean", "{:.2%}"), "ssim_variance": ("i
              "difference": ("energy of the first-last difference", "{:.2%}"),
              "correlation": ("correlation with the mean picture", "{:.4f}"),
              "flow": ("residual optical flow, RMS", "{:.3f} px")}
+#: What the title of every page begins with.
+_NAME = "xreg report"
 #: Longer attributes are cut to this many characters.
 _LONGEST = 400
 _STYLE = """
@@ -81,7 +83,7 @@ def write_report(
     result : Dataset
         Result store (the names of `xreg.schema.RESULT`); may be lazy.
     path : path
-        The page to write. It is replaced only once it is complete.
+        The page to write. An earlier page is replaced, once the new one is complete.
     raw : Dataset, optional
         Raw store of the result, for the pictures that show frames.
     truth : Dataset, optional
@@ -94,8 +96,11 @@ def write_report(
     Raises
     ------
     ValueError
-        If the result has no `position`, or `evaluate` finds that the truth belongs to another measurement.
+        If the result has no `position`, `evaluate` finds that the truth belongs to another measurement, or the path is
+        that of another file or inside of a Zarr store.
     """
+    path = Path(path)
+    _refuse_to_damage(path)
     if "position" not in result:
         msg = "result has no position; need position (particle, frame, axis). Run the whole chain first."
         raise ValueError(msg)
@@ -115,7 +120,6 @@ def write_report(
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{_title(result)}</title>'
         f"<style>{_STYLE}</style></head><body>\n" + "\n".join(pieces) + "\n</body></html>\n"
     )
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".partial")
     part.write_text(page, encoding="utf-8")
@@ -123,9 +127,19 @@ def write_report(
     return path
 
 
+def _refuse_to_damage(path: Path) -> None:
+    """Raise ValueError where a page would take the place of something else, or change a store."""
+    if any((folder / "zarr.json").exists() for folder in path.absolute().parents):
+        msg = f"{path} lies inside of a Zarr store; choose a place outside."
+        raise ValueError(msg)
+    if path.exists() and not (path.is_file() and f"<title>{_NAME}".encode() in path.read_bytes()[:1000]):
+        msg = f"{path} exists already and is no page of xreg's; choose another name or delete it."
+        raise ValueError(msg)
+
+
 def _title(result: "xr.Dataset") -> str:
     sample = " ".join(str(result.attrs[key]) for key in ("element", "edge") if key in result.attrs)
-    return html.escape(f"xreg report{': ' if sample else ''}{sample}")
+    return html.escape(f"{_NAME}{': ' if sample else ''}{sample}")
 
 
 def _heading(result: "xr.Dataset") -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from xreg import store
@@ -27,22 +28,44 @@ def open_result(path: str | Path) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If there is no such store, or the run has not ended; for a lazy run also if the raw store has gone or changed.
+        If there is no such store, it is no result or not a whole one, or the run has not ended; for a lazy run also if
+        the raw store has gone or changed.
     """
     result = store.open_store(path)
     store.refuse_unfinished(result.attrs, path)
+    missing = [n for n in ("position", "frame_status") if n not in result]
+    missing += [n for n in ("raw", "settings") if result.attrs.get("lazy") and n not in result.attrs]
+    if missing:
+        msg = f"{path} has no {', no '.join(missing)}; give what xreg run wrote, and all of it."
+        raise ValueError(msg)
     if result.attrs.get("lazy"):
         result = _with_stacks(result, path)
     return result
 
 
 def open_raw_of(result: xr.Dataset) -> xr.Dataset | None:
-    """Frames that a result was made from, lazily, damaged ones as zeros; None where the raw store is not there."""
+    """Frames that a result was made from, lazily, damaged ones as zeros; None where its raw store is not there."""
+    try:
+        return _raw_of(result)
+    except ValueError:
+        return None
+
+
+def _raw_of(result: xr.Dataset) -> xr.Dataset:
+    """As `open_raw_of`; ValueError says why not."""
     try:
         origin = result.attrs["raw"]
         raw = store.open_frames(origin["path"], block=origin["block"], forgiving=True)
-    except (KeyError, ValueError):
-        return None
+        changed = store.fingerprint(origin["path"])["content"] != origin["content"]
+    except (KeyError, TypeError) as error:
+        msg = "it does not say which raw store it was made from"
+        raise ValueError(msg) from error
+    except (ValueError, OSError) as error:
+        msg = f"its raw store {origin['path']} is not there"
+        raise ValueError(msg) from error
+    if changed:
+        msg = f"its raw store {origin['path']} has changed"
+        raise ValueError(msg)
     raw = raw.isel(frame=slice(*origin["frames"])).assign_attrs(
         {k: result.attrs[k] for k in ("pixel_size_energy_ev",) if k in result.attrs})
     return raw.assign(frame_status=("frame", result["frame_status"].values))
@@ -50,7 +73,7 @@ def open_raw_of(result: xr.Dataset) -> xr.Dataset | None:
 
 def failures(result: xr.Dataset) -> list[str]:
     """What failed in a run: bad frames with their status, and tasks that could not be done, one line each."""
-    names = result.attrs.get("source_files", [])
+    names = np.atleast_1d(result.attrs.get("source_files", []))
     lines = []
     for number, status in zip(result["frame"].values.tolist(), result["frame_status"].values.tolist(), strict=True):
         if status != FrameStatus.OK:
@@ -77,13 +100,11 @@ def _with_stacks(result: xr.Dataset, path: str | Path) -> xr.Dataset:
     from xreg.normalize import normalize_frames
     from xreg.xanes import fit_edges
 
-    origin = result.attrs["raw"]
-    raw = open_raw_of(result)
-    if raw is None or store.fingerprint(origin["path"])["content"] != origin["content"]:
-        what = "is not there" if raw is None else "has changed"
-        msg = (f"{path} was made with --lazy, and its raw store {origin['path']} {what}; "
-               "put that back, or run again without --lazy.")
-        raise ValueError(msg)
+    try:
+        raw = _raw_of(result)
+    except ValueError as error:
+        msg = f"{path} was made with --lazy, and {error}; put that back, or run again without --lazy."
+        raise ValueError(msg) from error
     # What could not be located has a picture all the same.
     judged = store.read_block(path, f"{CANDIDATES}/frame_status", ...)
     look = load_setup(path).illumination

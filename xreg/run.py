@@ -74,7 +74,8 @@ def register(
     lazy : bool
         Whether to stop after the tracks; `aligned` and the maps are then computed from the raw store when asked for.
     resume : bool
-        Whether to go on with an interrupted run, or to try again the blocks that failed in a finished one.
+        Whether to go on with an interrupted run, or to try again the blocks that failed in a finished one. Where
+        there is neither, the run begins.
     scheduler : str or distributed.Client, optional
         A running Dask cluster.
     workers : int, optional
@@ -104,9 +105,9 @@ def register(
     Raises
     ------
     ValueError
-        If the raw store cannot be registered, a result is there already, another run is writing it, there is nothing to
-        resume, or a run is to be resumed with another input or other settings. Nothing is created then. If the
-        reference particle is not among those that were found; the run can then be resumed with another one.
+        If the raw store cannot be registered, a result is there already, another run is writing it, or a run is to be
+        resumed with another input or other settings. Nothing is created then. If the reference particle is not
+        among those that were found; the run can then be resumed with another one.
     OSError
         If the disk is full, or the scheduler goes away; the run can be resumed.
     """
@@ -167,6 +168,9 @@ class _Run:
 
         choose_device(device)
         check_link_settings(settings.link)
+        if files.lies_in(out, raw):
+            msg = f"{out} lies inside of the raw store {raw}, which would change with it; choose a place outside."
+            raise ValueError(msg)
         whole = store.open_frames(raw)
         first, stop = frame_range(frames, whole.sizes["frame"])
         check_raw(whole)
@@ -205,6 +209,9 @@ class _Run:
             msg = f"{self.out} and {self.part} are both there; delete the one that you do not want to go on with."
             raise ValueError(msg)
         if resume and store.exists(self.out) and not self._is_under_way():
+            if not Journal.of(self.out).has_plan():
+                msg = f"{self.out} is no result of xreg run; choose another name."
+                raise ValueError(msg)
             _compare_plans(Journal.of(self.out).plan(), self.plan)
             if self.reference is not None:
                 check_reference(store.open_store(self.out), self.reference)
@@ -398,13 +405,13 @@ def frame_range(frames: str | None, n_frames: int) -> tuple[int, int]:
     Raises
     ------
     ValueError
-        If the text is not "A:B" with whole numbers, or no frame lies between them.
+        If it is not a text "A:B" with whole numbers, or no frame lies between them.
     """
-    parts = (frames or ":").split(":")
     try:
+        parts = (frames or ":").split(":")
         first, stop = (int(text) if text.strip() else default
                        for text, default in zip(parts, (0, n_frames), strict=True))
-    except ValueError:
+    except (ValueError, AttributeError):
         msg = f"frames is {frames!r}; need A:B, two whole numbers of which either may be missing, such as 0:143."
         raise ValueError(msg) from None
     if not 0 <= first < stop <= n_frames:

@@ -143,14 +143,20 @@ def open_group(path: str | Path) -> zarr.Group:
         files.names(str(path))  # says it in one sentence where nothing answers
     try:
         return zarr.open_group(open_reader(str(path)), mode="r")
-    except (BaseZarrError, FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
+    except (BaseZarrError, FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError,
+            AttributeError) as error:
         msg = f"{path} is not a Zarr group ({type(error).__name__}); give a store that xreg ingest or simulate wrote."
         raise ValueError(msg) from error
 
 
 def _refuse_beyond_limits(group: zarr.Group, path: str | Path) -> None:
     """Refuse shapes and chunks beyond all limits before anything builds on them."""
-    for name, array in group.arrays():
+    try:
+        arrays = list(group.arrays())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} declares arrays that cannot be understood ({error}); copy or make it anew."
+        raise ValueError(msg) from error
+    for name, array in arrays:
         size = array.dtype.itemsize
         pixels = product(array.shape[-2:]) if array.ndim > 2 else 1
         whole = product(array.shape) * size if name in ("darks",) or array.ndim < 3 else 0
