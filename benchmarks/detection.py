@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+import xarray as xr
 from scipy import ndimage, optimize
 from skimage.feature import peak_local_max
 from skimage.filters import threshold_otsu
@@ -35,6 +36,7 @@ from skimage.segmentation import watershed
 from xreg.detect import detect_block
 from xreg.kernels.background import background_noise
 from xreg.models.weights import Weights
+from xreg.plainly import number, plain_errors, several
 from xreg.refine import refine_block
 from xreg.synthetic import Phantom, ni_energies
 from xreg.synthetic.spectra import pre_edge_absorption
@@ -287,11 +289,19 @@ def summary(tally: Tally) -> dict[str, float]:
     }
 
 
-def compare_energies(raw: str, methods: dict[str, Method]) -> dict[str, dict[str, float]]:
-    """How many contours of a raw store's last energy have one at its first, and how well areas agree, by method."""
+def open_energies(raw: str) -> xr.Dataset:
+    """Normalised frames of a raw store, lazy; ValueError if it cannot be used or all are at one energy."""
     import xreg
 
     stack = xreg.normalize_frames(xreg.open_frames(raw))
+    if np.ptp(stack["energy"].values) == 0:
+        msg = f"all frames of {raw} are at {stack['energy'].values[0]:g} eV; need frames at two energies or more."
+        raise ValueError(msg)
+    return stack
+
+
+def compare_energies(stack: xr.Dataset, methods: dict[str, Method]) -> dict[str, dict[str, float]]:
+    """How many contours of the last energy have one at the first, and how well areas agree, by method."""
     energy = stack["energy"].values
     pair = [int(np.flatnonzero(energy == e)[0]) for e in (energy.min(), energy.max())]
     pictures = stack[["optical_density", "noise"]].isel(frame=pair).compute()
@@ -339,8 +349,9 @@ def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector:
          refiner: str | None = None, real: str | None = None, plain: bool = False, elongation: float = 1.0,
          ) -> dict[float, dict[str, dict[str, float]]]:
     """Print the tables; returns the summaries by noise level and method."""
-    ours = partial(learned, detector=Weights.of(detector) if detector else None,
-                   refiner=Weights.of(refiner) if refiner else None)
+    ours = partial(learned, detector=Weights.of(detector, "detector") if detector else None,
+                   refiner=Weights.of(refiner, "refiner") if refiner else None)
+    measured = open_energies(real) if real else None
     methods = {"learned": ours, "Otsu + watershed": otsu_watershed, "best classical": classical}
     table = {}
     for level in noise:
@@ -348,21 +359,24 @@ def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector:
         table[level] = {name: summary(tally) for name, tally in tallies.items()}
         special = ", no texture" * plain + f", drawn out {elongation:g}" * (elongation > 1)
         show(f"noise {level:g} %, {frames} + {frames} frames{special}", table[level])
-    if real:
-        show("two energies", compare_energies(real, methods))
+    if measured is not None:
+        show("two energies", compare_energies(measured, methods))
     return table
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=40, help="with particles, and as many without, per noise level")
-    parser.add_argument("--noise", default="1,10,20,30", help="per cent, separated by commas")
+    parser.add_argument("--frames", type=number(int, 1), default=40,
+                        help="with particles, and as many without, per noise level")
+    # Less noise takes more counts than the simulated detector counts to.
+    parser.add_argument("--noise", type=several(number(float, 0.4, 100)), default="1,10,20,30",
+                        help="per cent, separated by commas")
     parser.add_argument("--plain", action="store_true", help="background without texture")
-    parser.add_argument("--elongation", type=float, default=1.0, help="times that particles are longer for their width")
+    parser.add_argument("--elongation", type=number(float, 1), default=1.0,
+                        help="times that particles are longer for their width")
     parser.add_argument("--detector", help="weights that `xreg train detect` wrote; the shipped ones by default")
     parser.add_argument("--refiner", help="weights that `xreg train refine` wrote; the shipped ones by default")
     parser.add_argument("--real", metavar="RAW", help="raw store of frames at two energies or more")
     options = parser.parse_args()
-    levels = tuple(float(level) for level in options.noise.split(","))
-    main(options.frames, levels, options.detector, options.refiner, options.real, options.plain,
-         options.elongation)
+    with plain_errors():
+        main(**vars(options))

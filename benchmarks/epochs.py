@@ -23,6 +23,7 @@ import torch
 from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
 from xreg.models.infer import choose_device
 from xreg.models.weights import shipped
+from xreg.plainly import folder_type, number, plain_errors, several
 from xreg.training.refiner import RefinerConfig, fit_network, simulate_regions, validate
 from xreg.training.run import TrainingRun
 
@@ -39,7 +40,7 @@ def regions(folder: Path, number: int, shrink: int) -> tuple[list[torch.Tensor],
     pictures, contours, spacing = torch.load(place, weights_only=True)
     if len(pictures) < 2 * number:
         msg = f"{len(pictures)} regions were found, {2 * number} are needed; give a smaller --regions."
-        raise SystemExit(msg)
+        raise ValueError(msg)
     pool = torch.nn.functional.avg_pool2d
     small = pool(pictures.float(), shrink), pool(contours.float()[:, None], shrink)[:, 0], spacing * shrink
     return [part[:number] for part in small], [part[-number:] for part in small]
@@ -123,11 +124,14 @@ def main(folder: Path, epochs: list[int], number: int, widths: list[int], shrink
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--epochs", default="10,30,100,300,500", help="separated by commas")
-    parser.add_argument("--regions", type=int, default=286, help="to be trained on, and as many to be held out")
-    parser.add_argument("--widths", default="8,16", help="channels of the first level, separated by commas")
-    parser.add_argument("--shrink", type=int, default=2, help="96x96 samples are shrunk by this; 1, 2 or 3")
+    parser.add_argument("folder", type=folder_type)
+    parser.add_argument("--epochs", type=several(number(int, 1)), default="10,30,100,300,500",
+                        help="separated by commas")
+    parser.add_argument("--regions", type=number(int, 1), default=286,
+                        help="to be trained on, and as many to be held out")
+    parser.add_argument("--widths", type=several(number(int, 1)), default="8,16",
+                        help="channels of the first level, separated by commas")
+    parser.add_argument("--shrink", type=int, choices=(1, 2, 3), default=2, help="96x96 samples are shrunk by this")
     options = parser.parse_args()
-    main(options.folder, [int(v) for v in options.epochs.split(",")], options.regions,
-         [int(v) for v in options.widths.split(",")], options.shrink)
+    with plain_errors(go_on="go on with the same command"):
+        main(options.folder, options.epochs, options.regions, options.widths, options.shrink)

@@ -28,6 +28,7 @@ from rich.table import Table
 import xreg
 from xreg import record, store
 from xreg.evaluation import evaluate
+from xreg.plainly import folder_type, number, plain_errors
 from xreg.result import failures, open_result
 from xreg.synthetic import PhantomConfig, ni_energies
 from xreg.workers import WORKER_ENVIRONMENT
@@ -145,14 +146,14 @@ def size_of(place: Path) -> float:
 def main(arguments: list[str] | None = None) -> dict:
     """Run, print the tables, and write them to FOLDER/measured.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--scans", type=int, default=45)
-    parser.add_argument("--energies", type=int, default=143)
-    parser.add_argument("--side", type=int, default=1000, help="px")
-    parser.add_argument("--particles", type=int, default=20)
+    parser.add_argument("folder", type=folder_type)
+    parser.add_argument("--scans", type=number(int, 1), default=45)
+    parser.add_argument("--energies", type=number(int, 1), default=143)
+    parser.add_argument("--side", type=number(int, 64), default=1000, help="px")
+    parser.add_argument("--particles", type=number(int, 1), default=20)
     parser.add_argument("--radius", type=float, nargs=2, default=(18.0, 42.0), help="px")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=number(int, 1), default=2)
+    parser.add_argument("--seed", type=number(int, 0), default=0)
     options = parser.parse_args(arguments)
     config = PhantomConfig(shape=(options.side, options.side), n_scans=options.scans, n_particles=options.particles,
                            energies=tuple(ni_energies(options.energies)), radius=tuple(options.radius),
@@ -207,4 +208,5 @@ def print_tables(measured: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors(go_on="go on with the same command"):
+        main()

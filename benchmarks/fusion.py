@@ -19,13 +19,29 @@ import detection
 
 from xreg.models.dual_unet import DualUNet
 from xreg.models.weights import Weights, card, read, save, shipped
+from xreg.plainly import number, plain_errors, several
 
 _ROWS = ("contour IoU, median", "centre RMS (isolated), px", "centre median (isolated), px", "found, touching")
+
+
+def curve(run: str) -> list[str]:
+    """Lines of a training's validation curve; ValueError if the folder holds no training of the refiner."""
+    log = Path(run) / "log.jsonl"
+    try:
+        rows = [json.loads(line) for line in log.read_text().splitlines()]
+        return [f"{r['step']:5d}{r['loss']:10.4f}{r['iou']:10.4f}{r['rms_px']:10.3f}{r['median_px']:11.3f}"
+                for r in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{log} is no log of a training; give the folder that `xreg train refine` wrote."
+        raise ValueError(msg) from error
 
 
 def split(refiner: Weights, folder: str) -> dict[str, Weights]:
     """Weights of the low- and the high-epoch network alone (as a fusion with themselves), and of both."""
     both = read(refiner)
+    if not isinstance(both, DualUNet):
+        msg = f"weights {refiner.path} are of one network; need those of a Dual U-Net, as `xreg train refine` writes."
+        raise ValueError(msg)
     alone = {}
     for name in ("low", "high"):
         network = DualUNet(both.config)
@@ -40,12 +56,11 @@ def main(
     refiner: str | None = None, run: str | None = None, frames: int = 20, noise: tuple[float, ...] = (1, 10, 20, 30)
 ) -> dict[float, dict[str, dict[str, float]]]:
     """Print curve and tables; returns the tables by noise level and network."""
+    weights = Weights.of(refiner, "refiner") if refiner else shipped("refiner")
+    lines = curve(run) if run else []
     if run:
         print("epoch      loss       IoU    RMS px  median px")
-        for line in (Path(run) / "log.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            print(f"{row['step']:5d}{row['loss']:10.4f}{row['iou']:10.4f}{row['rms_px']:10.3f}{row['median_px']:11.3f}")
-    weights = Weights.of(refiner) if refiner else shipped("refiner")
+        print(*lines, sep="\n")
     table = {}
     with tempfile.TemporaryDirectory() as folder:
         methods = {name: partial(detection.learned, detector=None, refiner=part)
@@ -64,7 +79,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--refiner", help="weights that `xreg train refine` wrote; the shipped ones by default")
     parser.add_argument("--run", help="folder of the training, for its validation curve")
-    parser.add_argument("--frames", type=int, default=20, help="frames per noise level")
-    parser.add_argument("--noise", default="1,10,20,30", help="per cent, separated by commas")
+    parser.add_argument("--frames", type=number(int, 1), default=20, help="frames per noise level")
+    parser.add_argument("--noise", type=several(number(float, 0.4, 100)), default="1,10,20,30",
+                        help="per cent, separated by commas")
     options = parser.parse_args()
-    main(options.refiner, options.run, options.frames, tuple(float(v) for v in options.noise.split(",")))
+    with plain_errors():
+        main(**vars(options))

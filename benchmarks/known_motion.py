@@ -47,6 +47,7 @@ import xreg
 from xreg import chunks, record, store
 from xreg.evaluation import PRE_EDGE_MARGIN_EV
 from xreg.kernels import scoring
+from xreg.plainly import folder_type, number, plain_errors
 from xreg.synthetic import edge_spectrum, ni_energies
 from xreg.synthetic.spectra import NI_K_EDGE, pre_edge_absorption
 
@@ -298,10 +299,15 @@ def _length(difference: np.ndarray) -> float:
 def main(source: Path, folder: Path, *, energy: float = 8354.0, energies: int = 60, counts: float = 9000.0,
          window: tuple[int, int, int, int] | None = None, seed: int = 0, still: bool = True) -> dict[str, float]:
     """Make, register and score; `window` is (y, x, height, width) of the measured frame."""
-    folder.mkdir(parents=True, exist_ok=True)
     density, beam, measured_ev = measured(source, folder, energy)
+    folder.mkdir(parents=True, exist_ok=True)
     margin = 32  # what the motion brings into view has been measured, too
     window = window or (margin, margin, density.shape[0] - 2 * margin, density.shape[1] - 2 * margin)
+    if min(window) < 0 or any(size < 1 or first + size > n for first, size, n in
+                              zip(window[:2], window[2:], density.shape, strict=True)):
+        msg = (f"the window {' '.join(map(str, window))} is not within the measured frame, which has "
+               f"{density.shape[0]}x{density.shape[1]} pixels; need Y X HEIGHT WIDTH of a part of it.")
+        raise ValueError(msg)
     motion = Motion.draw(energies, density.shape, seed)
     scene = Scene(density, beam, measured_ev, window[:2], window[2:], motion, ni_energies(energies), counts, seed,
                   still)
@@ -320,13 +326,14 @@ def main(source: Path, folder: Path, *, energy: float = 8354.0, energies: int = 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--energy", type=float, default=8354.0)
-    parser.add_argument("--energies", type=int, default=60)
-    parser.add_argument("--counts", type=float, default=9000.0)
+    parser.add_argument("folder", type=folder_type)
+    parser.add_argument("--energy", type=number(float, 100), default=8354.0, help="eV")
+    parser.add_argument("--energies", type=number(int, 1), default=60)
+    parser.add_argument("--counts", type=number(float, 1, 65535), default=9000.0)
     parser.add_argument("--window", type=int, nargs=4, metavar=("Y", "X", "HEIGHT", "WIDTH"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number(int, 0), default=0)
     parser.add_argument("--whole", dest="still", action="store_false",
                         help="the background moves as the field, too, so that no picture has to be divided")
     options = vars(parser.parse_args())
-    main(options.pop("source"), options.pop("folder"), **options)
+    with plain_errors():
+        main(options.pop("source"), options.pop("folder"), **options)

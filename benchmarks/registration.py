@@ -50,6 +50,7 @@ import xreg
 from xreg import baselines, quality, record
 from xreg.evaluation import PRE_EDGE_MARGIN_EV, evaluate
 from xreg.kernels import scoring
+from xreg.plainly import folder_type, number, plain_errors
 from xreg.synthetic import DISTORTIONS, Phantom, PhantomConfig, edge_spectrum
 from xreg.synthetic.spectra import pre_edge_absorption
 
@@ -354,18 +355,20 @@ def main(folder: Path, chosen: dict[str, PhantomConfig], methods: list[str], *, 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS))
+    parser.add_argument("folder", type=folder_type)
+    parser.add_argument("--counts", type=number(int, 1), nargs="+", default=list(COUNTS))
     parser.add_argument("--only", nargs="+", default=["all", *DISTORTIONS], choices=["all", *DISTORTIONS])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0])
     parser.add_argument("--methods", nargs="+", default=["xreg", "quick", "slow"],
                         choices=["xreg", "quick", "slow", *baselines.METHODS])
-    parser.add_argument("--every", type=int, default=1, help="every Nth frame for methods that judge frames alone")
+    parser.add_argument("--every", type=number(int, 1), default=1,
+                        help="every Nth frame for methods that judge frames alone")
     parser.add_argument("--keep", action="store_true", help="keep the raw stores and results")
     parser.add_argument("--positions", action="store_true", help="leave out how well the aligned stacks agree")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     options = parser.parse_args()
     groups = {"quick": QUICK, "slow": SLOW}
     names = list(dict.fromkeys(m for word in options.methods for m in groups.get(word, (word,))))
-    main(options.folder, cases(options.counts, options.only, options.seeds), names, every=options.every,
-         keep=options.keep, positions=options.positions, table=options.table)
+    with plain_errors(go_on="go on with the same command"):
+        main(options.folder, cases(options.counts, options.only, options.seeds), names, every=options.every,
+             keep=options.keep, positions=options.positions, table=options.table)

@@ -30,6 +30,7 @@ from rich.table import Table
 from xreg import chunks, files
 from xreg.journal import Journal
 from xreg.link import link_rois
+from xreg.plainly import number, plain_errors
 from xreg.refine import empty_rois
 from xreg.schema import ROIS
 from xreg.workers import open_pool
@@ -155,11 +156,11 @@ def _cpu(before: object, after: object) -> float:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=100_000)
-    parser.add_argument("--most", type=int, help="tasks that are really handed out; default: all")
-    parser.add_argument("--threads", type=int, default=16, help="threads of the worker, which only wait")
-    parser.add_argument("--seconds", type=float, default=0.0, help="time that the stand-in waits")
-    parser.add_argument("--length", type=int, default=13, help="frames per block")
+    parser.add_argument("--blocks", type=number(int, 1), default=100_000)
+    parser.add_argument("--most", type=number(int, 1), help="tasks that are really handed out; default: all")
+    parser.add_argument("--threads", type=number(int, 1), default=16, help="threads of the worker, which only wait")
+    parser.add_argument("--seconds", type=number(float, 0), default=0.0, help="time that the stand-in waits")
+    parser.add_argument("--length", type=number(int, 1), default=13, help="frames per block")
     options = parser.parse_args(arguments)
     rows = hand_out(options.blocks, options.most or options.blocks, options.threads, options.seconds)
     rows += link_graph(options.blocks, options.length)
@@ -171,4 +172,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors():
+        main()

@@ -34,6 +34,7 @@ from xreg.kernels.edge import edge_energies
 from xreg.kernels.operators import DEFINITIONS, EdgeSettings
 from xreg.kernels.preedge import normalize_spectrum
 from xreg.kernels.scoring import MAD_TO_SIGMA
+from xreg.plainly import folder_type, number, plain_errors
 from xreg.synthetic import Phantom, PhantomConfig, edge_spectrum
 from xreg.synthetic.spectra import pre_edge_absorption
 
@@ -142,13 +143,13 @@ def _print(title: str, rows: dict[str, Evaluation], bound: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--scans", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("folder", type=folder_type, nargs="?")
+    parser.add_argument("--scans", type=number(int, 1), default=3)
+    parser.add_argument("--seed", type=number(int, 0), default=0)
+    parser.add_argument("--threads", type=number(int, 1), default=2)
     parser.add_argument("--no-registration", dest="registration", action="store_false")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as spare:
+    with plain_errors(), tempfile.TemporaryDirectory() as spare:
         place = options.folder or Path(spare)
         place.mkdir(parents=True, exist_ok=True)
         main(place, threads=options.threads, registration=options.registration, n_scans=options.scans,

@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import brentq
 
+from xreg.plainly import number, plain_errors
 from xreg.xanes import fit_edges, normalize_stack
 
 ENERGY = np.concatenate([np.linspace(8200, 8320, 22, endpoint=False), np.linspace(8320, 8374, 90, endpoint=False),
@@ -140,10 +141,11 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pixels", type=int, default=400_000)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--sample", type=int, default=100, help="spectra for the loops")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pixels", type=number(int, 1), default=400_000)
+    parser.add_argument("--threads", type=number(int, 1), default=2)
+    parser.add_argument("--sample", type=number(int, 1), default=100, help="spectra for the loops")
+    parser.add_argument("--rounds", type=number(int, 1), default=5)
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
-    main(options.pixels, options.threads, options.sample, options.rounds, options.memory)
+    with plain_errors():
+        main(**vars(options))

@@ -17,10 +17,11 @@ and register from anywhere, with the same variable set; so does `xreg run RAW OU
     DASK_CONFIG=keys python pipelines/encrypted.py run raw.zarr result.zarr tls://first-machine:8786
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import xreg
+from xreg.plainly import plain_errors
 from xreg.result import failures
 
 
@@ -50,4 +51,15 @@ def run(raw: str, out: str, address: str) -> None:
 
 
 if __name__ == "__main__":
-    {"certificate": certificate, "run": run}[sys.argv[1]](*sys.argv[2:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("certificate").add_argument("folder")
+    registering = commands.add_parser("run")
+    for name in ("raw", "out", "address"):
+        registering.add_argument(name)
+    options = parser.parse_args()
+    with plain_errors(go_on="go on with the same command"):
+        if options.command == "certificate":
+            certificate(options.folder)
+        else:
+            run(options.raw, options.out, options.address)

@@ -19,6 +19,7 @@ import xreg
 from xreg import baselines, record, store
 from xreg.kernels.agreement import difference_map
 from xreg.kernels.scoring import constant_offset, match_tracks
+from xreg.plainly import folder_type, plain_errors
 from xreg.plot.parts import bare, particle_colours
 from xreg.synthetic import PhantomConfig
 
@@ -120,7 +121,8 @@ def draw(result, density, aligned, quality):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=folder_type)
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=sorted(baselines.METHODS))
     options = parser.parse_args()
-    main(options.folder, options.methods)
+    with plain_errors(go_on="go on with the same command"):
+        main(options.folder, options.methods)

@@ -5,12 +5,13 @@
 The raw store comes from `xreg ingest` or `xreg simulate`. If this is killed, the same command goes on where it stopped.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 import xreg
+from xreg.plainly import plain_errors
 from xreg.result import failures
 from xreg.workers import cores
 
@@ -42,10 +43,19 @@ def main(raw: str, out: str, workers: int | None = None) -> None:
 
     # How the electrode deformed: every particle's motion without the part that all have in common.
     for particle, motion in enumerate(result["nonrigid"].values):
-        dy, dx = motion[np.isfinite(motion).all(axis=-1)][-1]
+        known = motion[np.isfinite(motion).all(axis=-1)]
+        if not known.size:
+            print(f"particle {particle}: how it moved against the others is not known")
+            continue
+        dy, dx = known[-1]
         print(f"particle {particle}: moved by {dy:+.2f} px down and {dx:+.2f} px right against the others")
 
 
 # Worker processes import this file anew; without this line each of them would start a run of its own.
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("raw")
+    parser.add_argument("out")
+    options = parser.parse_args()
+    with plain_errors(go_on="go on with the same command"):
+        main(options.raw, options.out)

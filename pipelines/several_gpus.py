@@ -5,14 +5,15 @@
 If it is killed, the same command goes on where it stopped.
 """
 
+import argparse
 import os
-import sys
 from pathlib import Path
 
 import dask
 from distributed import Client, Nanny, Scheduler, SpecCluster
 
 import xreg
+from xreg.plainly import plain_errors
 from xreg.result import failures
 from xreg.workers import WORKER_ENVIRONMENT
 
@@ -45,7 +46,8 @@ def main(raw: str, out: str, gpus: list[str] | None = None, device: str = "cuda"
     """Register `raw` into `out` on all GPUs."""
     gpus = gpus or visible_gpus()
     if not gpus:
-        sys.exit("there is no GPU here that torch can use; run pipelines/one_machine.py instead.")
+        msg = "there is no GPU here that torch can use; run pipelines/one_machine.py instead."
+        raise ValueError(msg)
     interrupted = Path(f"{out}.partial").exists()
     with make_cluster(gpus) as cluster, Client(cluster) as client:
         result = xreg.register(
@@ -58,4 +60,9 @@ def main(raw: str, out: str, gpus: list[str] | None = None, device: str = "cuda"
 
 # Worker processes import this file anew; without this line each of them would start a run of its own.
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("raw")
+    parser.add_argument("out")
+    options = parser.parse_args()
+    with plain_errors(go_on="go on with the same command"):
+        main(options.raw, options.out)

@@ -8,12 +8,14 @@ on where it stopped.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from dask_jobqueue import SLURMCluster
 from distributed import Client
 
 import xreg
+from xreg.plainly import number, plain_errors
 from xreg.result import failures
 from xreg.workers import WORKER_ENVIRONMENT
 
@@ -21,6 +23,9 @@ from xreg.workers import WORKER_ENVIRONMENT
 def make_cluster(*, partition: str | None, account: str | None, cores: int, memory: str, walltime: str, shared: str,
                  interface: str | None = None, host: str | None = None) -> SLURMCluster:
     """A cluster without workers yet; each job will be a process with one thread per core."""
+    if not re.fullmatch(r"\d+:\d\d:\d\d", walltime):
+        msg = f"walltime is {walltime!r}; need hours, minutes and seconds, such as 02:00:00."
+        raise ValueError(msg)
     hours, minutes, _ = (int(part) for part in walltime.split(":"))
     whole = 60 * hours + minutes
     return SLURMCluster(
@@ -45,15 +50,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw")
     parser.add_argument("out")
-    parser.add_argument("--jobs", type=int, default=4)
+    parser.add_argument("--jobs", type=number(int, 1), default=4)
     parser.add_argument("--partition")
     parser.add_argument("--account")
-    parser.add_argument("--cores", type=int, default=16, help="per job")
+    parser.add_argument("--cores", type=number(int, 1), default=16, help="per job")
     parser.add_argument("--memory", default="32GB", help="per job; `xreg check RAW` says what a process takes")
     parser.add_argument("--walltime", default="01:00:00")
     parser.add_argument("--shared", default=str(Path.home()), help="folder that all nodes see")
     parser.add_argument("--interface", help="network of the nodes, such as ib0")
     options = parser.parse_args(arguments)
+    xreg.open_frames(options.raw)     # says what is wrong with it before any job is asked for
     with make_cluster(partition=options.partition, account=options.account, cores=options.cores, memory=options.memory,
                       walltime=options.walltime, shared=options.shared, interface=options.interface) as cluster:
         # Jobs that have ended are asked for anew; what they were doing is handed to others.
@@ -72,4 +78,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with plain_errors(go_on="go on with the same command"):
+        main()

@@ -7,8 +7,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import xarray as xr
 from distributed import Client
 from distributed.security import Security
 
@@ -39,6 +42,20 @@ def test_one_machine(raw, tmp_path, capsys):
     program("one_machine").main(str(raw), str(tmp_path / "out.zarr"), workers=0)
     assert "particle 0: moved by" in capsys.readouterr().out
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 2
+
+
+def test_one_machine_says_whose_motion_is_not_known(tmp_path, capsys, monkeypatch):
+    nonrigid = np.full((2, 3, 2), np.nan)
+    nonrigid[1, 1] = [0.5, -2]
+    found = xr.Dataset({"nonrigid": (("particle", "frame", "axis"), nonrigid),
+                        "edge_energy": (("particle", "scan", "y", "x"), np.full((2, 1, 4, 4), np.nan))})
+    one_machine = program("one_machine")
+    monkeypatch.setattr(one_machine, "xreg", SimpleNamespace(register=lambda *_, **__: found))
+    monkeypatch.setattr(one_machine, "failures", lambda _: [])
+    one_machine.main("raw.zarr", str(tmp_path / "out.zarr"))
+    shown = capsys.readouterr().out
+    assert "particle 0: how it moved against the others is not known\n" in shown
+    assert "particle 1: moved by +0.50 px down and -2.00 px right against the others\n" in shown
 
 
 @pytest.mark.slow
@@ -79,6 +96,8 @@ def test_slurm_jobs_are_asked_for_as_they_should(tmp_path):
     compile((PIPELINES / "slurm.py").read_text(), "slurm.py", "exec")
     pytest.importorskip("dask_jobqueue")
     slurm = program("slurm")
+    with pytest.raises(ValueError, match=r"walltime is '2h'; need hours, minutes and seconds, such as 02:00:00"):
+        slurm.make_cluster(partition=None, account=None, cores=1, memory="1GB", walltime="2h", shared=str(tmp_path))
     with slurm.make_cluster(partition="cpu", account="me", cores=4, memory="8GB", walltime="02:00:00",
                             shared=str(tmp_path), host="127.0.0.1") as cluster:
         script = cluster.job_script()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from xreg.schema import FrameStatus
-from xreg.synthetic import DISTORTIONS, Phantom, PhantomConfig, edge_spectrum, ni_energies
+from xreg.synthetic import DISTORTIONS, Phantom, PhantomConfig, edge_spectrum, ni_energies, particles
 
 SMALL = {"shape": (200, 220), "energies": (8250.0, 8330.0, 8345.0, 8360.0, 8600.0), "n_particles": 4,
          "radius": (14.0, 24.0), "n_scans": 2}
@@ -125,6 +125,42 @@ def test_errors_say_what_came():
         ({"counts": 0.0}, "counts is 0.0; need more than zero"),
         ({"counts": 1e9}, r"counts 1e\+09 and dark_level 100 are more than the simulated detector counts to"),
         ({"seed": -1}, "seed is -1; need a number that is not below zero"),
+        ({"counts": "9000"}, "counts is '9000'; need a number that is not below zero"),
+        ({"counts": (1, 2)}, r"counts is \(1, 2\); need a number that is not below zero"),
+        ({"flats_per_energy": 0}, "flats_per_energy is 0; need more than zero"),
+        ({"hot_pixels": 2}, "hot_pixels is 2; need a share from 0 to 1"),
+        ({"bad_frames": 2}, "bad_frames is 2; need a share from 0 to 1"),
+        ({"facets": 3}, "facets is 3; need a share from 0 to 1"),
+        ({"radius": 5}, r"radius is \(5,\); need two numbers, such as \(18.0, 42.0\)"),
+        ({"shape": 5}, r"shape is \(5,\); need two numbers, such as \(460, 460\)"),
+        ({"shape": (460,)}, r"shape is \(460,\); need two numbers"),
+        ({"n_particles": 1.5}, "n_particles is 1.5; need whole numbers"),
+        ({"n_scans": 1.5}, "n_scans is 1.5; need whole numbers"),
+        ({"seed": 1.5}, "seed is 1.5; need whole numbers"),
+        ({"energies": (8.3, 8.4)}, r"energies is \(8.3, 8.4\); need eV, at least 100: multiply keV by 1000"),
+        ({"reference_energy": 8.3}, "reference_energy is 8.3; need eV, at least 100"),
+        ({"config": {}}, r"config is \{\}; need a PhantomConfig, or settings by name such as Phantom\(seed=1\)"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             Phantom(**settings)
+
+
+def test_lists_and_arrays_are_settings_too():
+    given = PhantomConfig(energies=np.array([8300.0, 8400.0]), radius=[10.0, 12.0])
+    assert hash(given) == hash(PhantomConfig(energies=(8300.0, 8400.0), radius=(10.0, 12.0)))
+    assert PhantomConfig(energies=8300.0).n_frames == 2
+
+
+def test_placing_ends_once_the_field_is_full(monkeypatch):
+    draw, drawn = particles._draw_particle, []
+    monkeypatch.setattr(particles, "_draw_particle", lambda *given: drawn.append(1) or draw(*given))
+    crowd = Phantom(n_scans=1, energies=(8300.0,), shape=(200, 200), n_particles=60, touching=0)
+    assert len(crowd.particles) >= 3
+    assert len(drawn) < 14_000
+
+
+def test_seeds_give_what_they_gave_where_a_few_find_no_place():
+    phantom = Phantom(n_scans=1, energies=(8300.0, 8400.0), shape=(300, 300), n_particles=18, cut=3, touching=4)
+    assert len(phantom.particles) == 16
+    assert phantom.particles[-1].centre == pytest.approx((0.9704017056672243, 177.2034094033989))
+    assert phantom.rigid[1] == pytest.approx([-0.79757735, -0.36405176])

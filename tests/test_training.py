@@ -256,6 +256,6 @@ def test_the_study_of_epochs_runs_small_and_goes_on(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(refiner, "contour_loss", None)
     again = main(tmp_path, [1, 2], 8, [2, 4], 3)
     assert again["width 4, 2 epochs"] == table["width 4, 2 epochs"]
-    with pytest.raises(SystemExit, match="16 regions were found, 20 are needed"):
+    with pytest.raises(ValueError, match="16 regions were found, 20 are needed"):
         main(tmp_path, [1, 2], 10, [2], 3)
     assert "width 4, 1 and 2 fused" in capsys.readouterr().out

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from xreg.plainly import plain_errors
+
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
 
-BAD_INPUT = 2
 SOME_FAILED = 3
 #: Items of a list that are shown before the rest is only counted.
 _SHOWN = 20
@@ -63,31 +64,14 @@ def main() -> None:
 
 def _plain_errors(command: Callable) -> Callable:
     """Turn errors that a user can mend into one sentence on stderr and exit code 2."""
+    go_on = "go on with the same command and --resume" if command.__name__ == "run" else ""
 
     @functools.wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        try:
+        with plain_errors("xreg", go_on):
             return command(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            click.echo(f"xreg: {_sentence(error)}", err=True)
-            sys.exit(BAD_INPUT)
-        except KeyboardInterrupt:
-            how = "; go on with the same command and --resume" if command.__name__ == "run" else ""
-            click.echo(f"xreg: stopped{how}.", err=True)
-            sys.exit(130)
 
     return guarded
-
-
-def _sentence(error: ValueError | OSError) -> str:
-    """An error in one line; where a disk or a server has raised it, with what to do."""
-    text = " ".join(str(error).split())
-    if not isinstance(error, OSError) or error.errno is None:
-        return text
-    if error.filename is None:
-        return f"{text}; check the address, and whether the machine behind it answers."
-    place = error.filename2 or error.filename
-    return f"{place} cannot be used ({error.strerror}); check the path, and that you may read and write there."
 
 
 # -- the commands ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Settings of the phantom; every distortion can be switched on alone."""
 
+import reprlib
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -14,8 +16,19 @@ DISTORTIONS = (
 #: What a pixel of the simulated detector can count to.
 FULL_WELL = 65535
 _RANGES = ("radius", "edge_step", "elongation", "profile")
+_MANY = ("shape", "energies", *_RANGES)
 _ABOVE_ZERO = ("shape", "energies", "radius", "edge_step", "elongation", "counts", "exposure", "flat_exposure",
-               "pixel_size_nm", "reference_energy")
+               "flats_per_energy", "pixel_size_nm", "reference_energy")
+_WHOLE = ("shape", "n_scans", "n_particles", "touching", "overlapping", "cut", "flats_per_energy", "n_darks", "seed")
+_SHARES = ("facets", "hot_pixels", "bad_frames")
+#: In turn: which settings (none named: all), what must hold for all of a setting's numbers, and what is asked for.
+_RULES = (
+    ((), lambda n: isinstance(n, Real | np.bool) and 0 <= n < np.inf, "a number that is not below zero"),
+    (_ABOVE_ZERO, lambda n: n > 0, "more than zero"),
+    (_WHOLE, lambda n: isinstance(n, Integral), "whole numbers"),
+    (_SHARES, lambda n: n <= 1, "a share from 0 to 1"),
+    (("energies", "reference_energy"), lambda n: n >= 100, "eV, at least 100: multiply keV by 1000"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,15 +82,22 @@ class PhantomConfig:
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
-            if not all(0 <= number < np.inf for number in np.atleast_1d(value)):
-                msg = f"{f.name} is {value}; need a number that is not below zero."
+            many = f.name in _MANY and isinstance(value, tuple | list | np.ndarray)
+            numbers = tuple(value) if many else (value,)
+            for names, holds, wanted in _RULES:
+                if (not names or f.name in names) and not all(map(holds, numbers)):
+                    msg = f"{f.name} is {reprlib.repr(value)}; need {wanted}."
+                    raise ValueError(msg)
+            if f.name in _MANY:
+                # Settings are compared and looked up; lists and arrays cannot be.
+                object.__setattr__(self, f.name, numbers)
+        for name in ("shape", *_RANGES):
+            numbers = getattr(self, name)
+            if len(numbers) != 2:
+                msg = f"{name} is {reprlib.repr(numbers)}; need two numbers, such as {getattr(PhantomConfig, name)}."
                 raise ValueError(msg)
-            if f.name in _ABOVE_ZERO and not np.all(value):
-                msg = f"{f.name} is {value}; need more than zero."
-                raise ValueError(msg)
-        for name in _RANGES:
-            low, high = getattr(self, name)
-            if low > high:
+            low, high = numbers
+            if name in _RANGES and low > high:
                 msg = f"{name} is from {low:g} to {high:g}; need the smaller number first."
                 raise ValueError(msg)
         if not self.n_frames:

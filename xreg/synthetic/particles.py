@@ -6,6 +6,10 @@ import numpy as np
 
 from xreg.synthetic.config import PhantomConfig
 
+#: Places that are tried for a particle, and particles in a row without a place after which the field is full for others
+#: of their kind. Seeds give what they give: other numbers here would be other phantoms.
+_TRIES, _WITHOUT_PLACE = 400, 20
+
 
 @dataclass(frozen=True)
 class Particle:
@@ -76,20 +80,26 @@ def place_particles(c: PhantomConfig, rng: np.random.Generator) -> list[Particle
             kinds[c.n_particles - 1 - i] = kind
     margin = c.deformation * 1.2 + 3 * c.jitter + 8 + (0.03 * max(c.shape) if c.magnification else 0)
     placed: list[Particle] = []
+    taken = np.empty((0, 3))                         # centre and reach of each
+    without_place = dict.fromkeys(kinds, 0)
     for kind in kinds:
-        for _ in range(400):
+        if without_place[kind] == _WITHOUT_PLACE:
+            continue
+        for _ in range(_TRIES):
             radius = np.exp(rng.uniform(*np.log(c.radius)))
             particle = _draw_particle(c, rng, radius)
             centre = _propose(c, rng, kind, particle, placed, margin)
             if centre is None:
                 continue
-            gap = [np.hypot(*np.subtract(centre, p.centre)) - p.reach - particle.reach for p in placed]
+            gap = np.hypot(*(centre - taken[:, :2]).T) - taken[:, 2] - particle.reach
             mates = {"isolated": 0, "cut": 0, "touching": 1, "overlapping": 1}[kind] if placed else 0
-            if sum(g < margin for g in gap) <= mates:
+            if (gap < margin).sum() <= mates:
                 placed.append(replace(particle, centre=tuple(map(float, centre))))
+                taken = np.vstack([taken, (*centre, particle.reach)])
+                without_place[kind] = 0
                 break
         else:
-            continue  # the field is full: the phantom has one particle less
+            without_place[kind] += 1                 # the phantom has one particle less
     return placed
 
 

@@ -26,6 +26,9 @@ class Phantom:
     """
 
     def __init__(self, config: PhantomConfig | None = None, **settings):
+        if not isinstance(config, PhantomConfig | None):
+            msg = f"config is {config!r}; need a PhantomConfig, or settings by name such as Phantom(seed=1)."
+            raise ValueError(msg)
         self.config = replace(config or PhantomConfig(), **settings)
         rng = np.random.default_rng([self.config.seed, 0])
         self.particles = place_particles(self.config, rng)
