@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from xreg.align import align_block, align_stacks, contour_sums, window_half
-from xreg.schema import CONTOUR_SIZE
+from xreg.align import align_block, align_stacks, contour_sums, outline_particles, window_half
+from xreg.schema import CONTOUR_SIZE, ROIS
 
 
 def bump(shape, centre, step=1.0):
@@ -82,6 +82,55 @@ def test_frames_of_both_must_be_the_same(stack):
     with pytest.raises(ValueError, match="labels differ along frame; select the same of both"):
         align_stacks(ds, tracks.assign_coords(frame=[0, 1, 2]), 10)
     assert align_stacks(ds, tracks.assign_coords(particle=[8]), 10)["aligned"]["particle"].values.tolist() == [8]
+
+
+def test_frames_are_known_by_their_energies(stack):
+    ds, tracks = stack
+    with pytest.raises(ValueError, match="energy differs along frame; the two are of different frames"):
+        align_stacks(ds, tracks.assign_coords(energy=("frame", ds["energy"].values[::-1])), 10)
+
+
+@pytest.mark.parametrize(("half", "contour", "sentence"), [
+    (0, None, "half is 0; need a whole number of px, 1 or more"),
+    (2.5, None, r"half is 2\.5; need"),
+    (10, np.ones((1, 21, 21), bool), r"contour is a ndarray; need a DataArray with dims \('particle', 'y', 'x'\)"),
+    (10, xr.DataArray(np.ones((21, 21), bool), dims=("y", "x")), r"contour has dims \('y', 'x'\)"),
+    (10, xr.DataArray(np.ones((1, 19, 19), bool), dims=("particle", "y", "x")), "there are 19 and 21 along y"),
+    (10, xr.DataArray(np.ones((2, 21, 21), bool), dims=("particle", "y", "x")), "there are 2 and 1 along particle"),
+    (10, xr.DataArray(np.ones((1, 21, 21), bool), {"particle": [1]}, ("particle", "y", "x")), "labels differ along"),
+])
+def test_windows_and_outlines_that_do_not_fit_are_refused(stack, half, contour, sentence):
+    ds, tracks = stack
+    with pytest.raises(ValueError, match=sentence):
+        align_stacks(ds, tracks.assign_coords(particle=[0]), half, contour=contour)
+
+
+@pytest.mark.parametrize("size", [9, 21, 25])
+def test_labelled_outlines_are_fitted_to_the_window(stack, size):
+    offset = np.arange(size) - size // 2.0
+    contour = xr.DataArray(np.ones((1, size, size), bool), {"y": offset, "x": offset}, ("particle", "y", "x"))
+    found = align_stacks(*stack, 10, contour=contour)["contour"]
+    assert found.dtype == bool
+    assert found.shape == (1, 21, 21)
+    assert int(found.sum()) == min(size, 21) ** 2
+
+
+def test_regions_that_lack_something_are_refused(stack):
+    ds, _ = stack
+    rois = xr.Dataset({name: (v.dims, np.zeros((3, 2, 2, 2)[: len(v.dims)], "?" if v.kinds == "b" else v.kinds + "4"))
+                       for name, v in ROIS.items()}, ds.coords)
+    links = xr.Dataset({"track": (("frame", "roi"), np.zeros((3, 2), int)),
+                        "similarity": (("frame", "roi"), np.zeros((3, 2)))}, ds.coords)
+    whole = rois.assign_attrs(frame_shape=[90, 100])
+    for one, other, sentence in (
+        (whole.drop_vars("roi_contour"), links, "roi_contour is missing; .* It comes from refine_rois"),
+        (whole.drop_vars("energy"), links, "energy is missing; need energy"),
+        (rois, links, "the attribute frame_shape is missing; it comes from refine_rois"),
+        (whole, links.drop_vars("track"), "track is missing; .* It comes from link_rois"),
+        (whole.isel(frame=[0, 1]), links.isel(frame=[1, 2]), "energy differs along frame"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            outline_particles(one, other)
 
 
 def test_split_frames_are_refused(stack):

@@ -121,6 +121,41 @@ def test_oxidation_state_is_a_line_through_the_points():
         oxidation_state(energy, [(8341.0, 2.0, 0.1), (8342.0, 3.0, 0.0)])
 
 
+@pytest.mark.parametrize(("points", "sentence"), [
+    ([(8.345, 2), (8.348, 3)], r"edge energies from 8\.345 to 8\.348, which are not in eV; .* multiply keV by 1000"),
+    ([(8341.0, 2.0), (np.nan, 3.0)], "points hold 1 values that are not finite"),
+    ({8341.0: 2.0, 8344.0: 4.0}, r"points are \{8341\.0: 2\.0, .*; need \(energy, state\) or"),
+    ([("a", "b"), ("c", "d")], "in a list, in numbers"),
+    (5, "points are 5; need"),
+])
+def test_points_that_are_none_are_refused(points, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        oxidation_state(xr.DataArray([8341.0], dims="x"), points)
+
+
+def test_other_things_than_arrays_of_energies_are_refused():
+    points, energy = [(8341.0, 2.0), (8344.0, 4.0)], xr.DataArray([8341.0], dims="x", name="edge_energy")
+    with pytest.raises(ValueError, match=r'edge_energy is a Dataset; .* such as \["edge_energy"\]'):
+        oxidation_state(energy.to_dataset(), points)
+    with pytest.raises(ValueError, match="edge_energy_sigma is a float; need a DataArray"):
+        oxidation_state(energy, points, 0.3)
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"max_shift": np.nan}, "max_shift is nan; need a number of eV, 0 or more"),
+    ({"max_shift": -1.0}, r"max_shift is -1\.0; need"),
+    ({"energy_range": (np.nan, 8400.0)}, r"energy_range is \(nan, 8400\.0\); need \(lowest, highest\)"),
+    ({"energy_range": (8400.0, 8300.0)}, "energy_range is"),
+    ({"energy_range": 8300.0}, r"energy_range is 8300\.0; need"),
+])
+def test_settings_that_are_none_are_refused(made, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fit_references(made[0], REFERENCES, **settings)
+    for references in ([1], {"Ni2+": 5}, {"Ni2+": (FINE,)}):
+        with pytest.raises(ValueError, match="references are no names with spectra; need a dict such as"):
+            fit_references(made[0], references)
+
+
 @pytest.mark.parametrize("stated", [True, False])
 def test_the_error_of_the_calibration_is_what_repeated_calibrations_scatter(stated):
     """Calibrations of two to six points are drawn again and again with errors of their energies."""
@@ -152,3 +187,11 @@ def test_particles_over_time():
     assert int(table["count"][0, 0]) == int(contour[0].sum())
     with pytest.raises(ValueError, match="maps has dims"):
         summarize_particles(maps[0], contour)
+    for given, shells, sentence in (
+        ((maps, contour), 0, "shells is 0; need a whole number, 1 or more"), ((maps, contour), -1, "shells is -1"),
+        ((maps[:0], contour[:0]), 5, "there is no particle; need at least one"),
+        ((maps, contour.values), 5, "contour is a ndarray; need a DataArray"),
+        ((maps.to_dataset(name="energies"), contour), 5, r'edge_energy is a Dataset; .* such as \["energies"\]'),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            summarize_particles(*given, shells=shells)

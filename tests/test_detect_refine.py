@@ -1,5 +1,7 @@
 """Detection and refinement with the shipped weights on a small phantom: found, outlined, nothing invented; lazy."""
 
+from pathlib import Path
+
 import dask
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import xarray as xr
 from scipy import ndimage
 
 from xreg.detect import detect_block, detect_rois
+from xreg.models.weights import shipped
 from xreg.refine import MAX_ROIS, _drop_doubles, _that_stand_out, empty_rois, refine_block, refine_rois
 from xreg.schema import ROIS
 from xreg.synthetic import Phantom
@@ -100,6 +103,32 @@ def test_split_frames_and_missing_variables_are_refused(normalized):
         refine_rois(normalized.drop_vars("noise"), normalized["optical_density"])
     with pytest.raises(ValueError, match=r"optical_density has dims .* need \('frame', 'y', 'x'\)"):
         detect_rois(normalized.transpose("y", "x", "frame"))
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), [
+    (lambda found: found.transpose("y", "x", "frame"), r"particle_map has dims .* need \('frame', 'y', 'x'\)"),
+    (lambda found: found[0], r"particle_map has dims \('y', 'x'\)"),
+    (lambda found: found.isel(y=slice(10, None)), "there are 300 and 290 along y"),
+    (lambda found: found.to_dataset(name="found"), r'particle_map is a Dataset; .* such as \["found"\]'),
+    (lambda found: found.assign_coords(energy=found["energy"] + 5), "energy differs along frame"),
+])
+def test_maps_of_other_frames_are_refused(normalized, spoil, sentence):
+    found = detect_rois(normalized, device="cpu")
+    with pytest.raises(ValueError, match=sentence):
+        refine_rois(normalized, spoil(found), device="cpu")
+    with pytest.raises(ValueError, match="max_rois is 0; need a whole number"):
+        refine_rois(normalized, found, max_rois=0)
+
+
+def test_weights_may_be_paths(normalized):
+    here = {role: Path(shipped(role).path) for role in ("detector", "refiner")}
+    found = detect_rois(normalized.chunk(frame=1), device="cpu", weights=here["detector"])
+    assert found.data.name == detect_rois(normalized.chunk(frame=1), device="cpu").data.name
+    refine_rois(normalized, found, device="cpu", weights=str(here["refiner"]))
+    with pytest.raises(ValueError, match=r"there are no weights at my\.safetensors"):
+        detect_rois(normalized, weights="my.safetensors")
+    with pytest.raises(ValueError, match="need those of a refiner"):
+        refine_rois(normalized, found, weights=here["detector"])
 
 
 def test_doubles_are_dropped_but_small_neighbours_kept():

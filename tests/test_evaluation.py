@@ -146,6 +146,30 @@ def test_some_frames_of_the_truth(pair):
     assert evaluate(some, truth) == found
 
 
+def test_a_truth_without_the_frames_of_the_result_is_refused(pair):
+    result, truth = pair
+    second = result.assign_coords(frame=np.arange(48)).isel(frame=slice(24, 48)).drop_vars("energy")
+    with pytest.raises(ValueError, match=r"result has frames 24 to 47 and truth 24 frames without numbers, .* 0 to 23"):
+        evaluate(second, truth.isel(frame=slice(24)).drop_vars("energy"))
+    assert evaluate(second, truth).frames == 24
+
+
+@pytest.mark.parametrize(("one", "sentence"), [
+    ({"particle": 0}, r"position of the result has dims \('frame', 'axis'\); need .* \.isel\(particle=\[0\]\)"),
+    ({"frame": 0}, "position of the result has dims"), ({"axis": 0}, "position of the result has dims"),
+    ({"scan": 0}, r"edge_energy of the result has dims .* \.isel\(scan=\[0\]\)"),
+    ({"y": 3}, r"contour of the result has dims \('particle', 'x'\)"),
+])
+def test_lost_dimensions_are_refused(pair, one, sentence):
+    result, truth = pair
+    with pytest.raises(ValueError, match=sentence):
+        evaluate(result.isel(one), truth)
+    with pytest.raises(ValueError, match=sentence.replace("result", "truth")):
+        evaluate(result, truth.isel(one))
+    with pytest.raises(ValueError, match="got a str; need a Dataset with the variables of a truth: open the store"):
+        evaluate(result, "truth.zarr")
+
+
 def test_the_truth_of_another_measurement_is_refused_though_an_energy_is_unknown(pair):
     result, truth = pair
     energy = result["energy"].values.copy()

@@ -93,3 +93,14 @@ def test_wrong_input(made):
         decompose_spectra(stack.isel(frame=slice(0, 74)), contour)
     with pytest.raises(ValueError, match="need 1 to 40, the number of energies"):
         decompose_spectra(stack, contour, n_components=41)
+    with pytest.raises(ValueError, match=r"n_components is 2\.5; need a whole number"):
+        decompose_spectra(stack, contour, n_components=2.5)
+    with pytest.raises(ValueError, match="there is no particle; need at least one"):
+        decompose_spectra(stack[:0])
+    with pytest.raises(ValueError, match="norm is a ndarray; need a DataArray"):
+        decompose_spectra(stack.values)
+    for n_clusters in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=r"n_clusters is .*; need a whole number, 1 or more"):
+            cluster_spectra(decompose_spectra(stack, contour), n_clusters=n_clusters)
+    with pytest.raises(ValueError, match="got a DataArray; need a Dataset with what decompose_spectra gives"):
+        cluster_spectra(stack)

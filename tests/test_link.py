@@ -9,7 +9,7 @@ import xarray as xr
 from regions import assert_followed, lattice, scene, switches
 
 from xreg.kernels.geometry import to_raw
-from xreg.link import fewest_sightings, gather_tracks, link_rois
+from xreg.link import check_link_settings, fewest_sightings, gather_tracks, link_rois
 
 
 def assert_linked(made, **settings):
@@ -200,11 +200,17 @@ def test_fewest_sightings_is_sane_for_short_and_long_series():
         ({"split_every": 1}, "split_every is 1; need 2 or more blocks per task"),
         ({"frames_per_block": 0}, "frames_per_block is 0; need 1 or more"),
         ({"reach": 0.0}, r"reach is 0\.0; need a positive number of particle diameters"),
+        ({"reach": np.nan}, "reach is nan; need a positive number"),
+        ({"max_gap": 1.5}, r"max_gap is 1\.5; need a number of frames"),
+        ({"min_sightings": "x"}, "min_sightings is 'x'; need a number of frames, 1 or more"),
+        ({"min_sightings": 0}, "min_sightings is 0; need a number of frames, 1 or more"),
+        ({"min_sightings": -5}, "min_sightings is -5; need a number of frames, 1 or more"),
     ],
 )
 def test_impossible_settings_are_refused(busy, settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        link_rois(busy.rois, **settings)
+    for refuse in (lambda: link_rois(busy.rois, **settings), lambda: check_link_settings(settings)):
+        with pytest.raises(ValueError, match=sentence):
+            refuse()
 
 
 def test_incomplete_input_is_refused(busy):
@@ -223,6 +229,13 @@ def test_links_of_other_regions_are_refused(busy):
     links = link_rois(busy.rois.isel(frame=slice(10)))
     with pytest.raises(ValueError, match=r"links are for \(frame, roi\) = \(10, 13\), rois has \(40, 13\)"):
         gather_tracks(busy.rois, links)
+    with pytest.raises(ValueError, match=r"track is missing; need track .* It comes from link_rois"):
+        gather_tracks(busy.rois, links.drop_vars("track"))
+    rois = busy.rois.isel(frame=slice(10)).assign_coords(energy=("frame", 8300.0 + np.arange(10)))
+    links = link_rois(rois)
+    assert gather_tracks(rois, links)["energy"].values[9] == 8309
+    with pytest.raises(ValueError, match="energy differs along frame; the two are of different frames"):
+        gather_tracks(rois.isel(frame=slice(5)), links.isel(frame=slice(5, 10)))
 
 
 # Real cells, known lineage: dense, growing, dividing bacteria, whose colony spreads by more than their spacing.

@@ -112,6 +112,31 @@ def test_a_frame_depends_on_itself_and_the_layers_alone(scene, no_compute):
         propose_particles(made_tracks(rough, energy), outline[0])
 
 
+def test_tables_that_lack_something_or_are_of_others_are_refused(no_compute):
+    energy, outline = np.array(ENERGIES), xr.DataArray(np.ones((2, 5, 5), bool), dims=("particle", "y", "x"))
+    tracks = made_tracks(np.full((2, len(energy), 2), 50.0), energy)
+    normalized = xr.Dataset({"optical_density": (("frame", "y", "x"), np.zeros((len(energy), 240, 250), np.float32))},
+                            coords={"energy": ("frame", energy)})
+    candidates = propose_particles(tracks, outline)
+    located = locate_particles(normalized, candidates)
+    unlike = candidates.assign_coords(energy=candidates["energy"] + 1)
+    for stage, given, sentence in (
+        (propose_particles, (tracks.drop_vars("area"), outline), r"area is missing; .* It comes from gather_tracks"),
+        (propose_particles, (tracks.drop_vars("energy"), outline), "energy is missing; need energy"),
+        (propose_particles, (tracks.drop_attrs(), outline), "frame_shape is missing; it comes from refine_rois"),
+        (propose_particles, (tracks, outline[:1]), "there are 2 and 1 along particle"),
+        (propose_particles, (tracks, xr.Dataset({"contour": outline})), r'take one of its .* such as \["contour"\]'),
+        (locate_particles, (normalized, tracks.assign(contour=outline)), r"start is missing; .* from propose_par"),
+        (locate_particles, (normalized, unlike), "energy differs along frame"),
+        (confirm_particles, (candidates.drop_vars("doubtful"), located), r"doubtful is missing; .* propose_particles"),
+        (confirm_particles, (candidates.drop_attrs(), located), "frame_shape is missing"),
+        (confirm_particles, (candidates.isel(particle=[0]), located), r"located has shape .* need \(2, 10, 6\)"),
+        (confirm_particles, (unlike, located), "energy differs along frame"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            stage(*given)
+
+
 def test_without_layers_the_centres_of_mass_stay(scene):
     frames, _, rough, phantom = scene
     contour = phantom.truth()["contour"].values

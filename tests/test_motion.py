@@ -156,6 +156,11 @@ def test_bad_input_is_refused():
         measure_motion(tracks, reference_particle=7)
     with pytest.raises(ValueError, match="pixel_size_nm is -1; need a positive number of nanometres"):
         measure_motion(tracks.assign_attrs(pixel_size_nm=-1))
+    for size in ("31", np.nan):
+        with pytest.raises(ValueError, match=r"pixel_size_nm is .*; need a positive number of nanometres"):
+            measure_motion(tracks.assign_attrs(pixel_size_nm=size))
+    with pytest.raises(ValueError, match="there is no frame; need at least one"):
+        measure_motion(tracks.isel(frame=[]))
     changing = tracks.assign_attrs(magnification="proportional-to-energy", frame_shape=[480, 460])
     with pytest.raises(ValueError, match="but no energy; need it to undo the magnification"):
         measure_motion(changing.drop_vars("energy"))

@@ -244,6 +244,29 @@ def test_field_of_view_can_be_given(raw):
         survey(raw, (0, 500, 0, 10))
 
 
+@pytest.mark.parametrize(("given", "sentence"), [
+    ({"field": (0, 500, 0, 10)}, r"field of view is \(0, 500, 0, 10\); need 0 <= y0"),
+    ({"field": (0, 50)}, r"field of view is \(0, 50\); need four whole numbers \(y0, y1, x0, x1\)"),
+    ({"field": (0, 50.5, 0, 9)}, "need four whole numbers"),
+    ({"field": 5}, "field of view is 5; need four whole numbers"),
+    ({"illumination": "look"}, "illumination is a str; need what survey found"),
+])
+def test_fields_of_view_that_are_none_are_refused_at_once(raw, given, sentence, no_compute):
+    with pytest.raises(ValueError, match=sentence):
+        normalize_frames(raw, **given)
+
+
+def test_what_was_found_for_other_frames_is_refused(raw, looked):
+    with pytest.raises(ValueError, match=r"illumination is that of frames of .* px, and these have 100 x \d+; need"):
+        normalize_frames(raw.isel(y=slice(100)), looked)
+    with pytest.raises(ValueError, match=r"references are those of .* frames, and there are 2; need as many"):
+        normalize_frames(raw.isel(frame=[0, 1]), looked, references=looked.choice)
+    with pytest.raises(ValueError, match="illumination and field are both given"):
+        normalize_frames(raw, looked, field=(20, 150, 30, 190))
+    with pytest.raises(ValueError, match="got a str; need a Dataset with counts"):
+        normalize_frames("raw.zarr")
+
+
 def test_frames_that_came_as_optical_density(phantom):
     rng = np.random.default_rng(1)
     noise = 0.02 * rng.standard_normal((4, *PHANTOM.shape))

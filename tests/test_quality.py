@@ -119,6 +119,19 @@ def test_errors_say_what_to_do():
         measure_quality(aligned, contour[:1])
     with pytest.raises(ValueError, match=r"frames is \(0, 2\), but the stack has 2"):
         measure_quality(aligned, contour, frames=(0, 2))
+    for frames, sentence in (((0,), r"frames is \(0,\); need \(first, last\)"), (3, "frames is 3; need"),
+                             ((0, 0.5), r"a place in frames is 0\.5; need a whole number")):
+        with pytest.raises(ValueError, match=sentence):
+            measure_quality(aligned, contour, frames=frames)
+    with pytest.raises(ValueError, match="there is no particle; need at least one"):
+        measure_quality(aligned[:0], contour[:0])
+    one, other = aligned.assign_coords(particle=[0, 1]), contour.assign_coords(particle=[0, 1])
+    with pytest.raises(ValueError, match="labels differ along particle; select the same of both"):
+        measure_quality(one[:1], other[1:])
+    with pytest.raises(ValueError, match=r'aligned is a Dataset; .* take one of its variables, such as \["aligned"\]'):
+        measure_quality(aligned.to_dataset(name="aligned"), contour)
+    with pytest.raises(ValueError, match="got a DataArray; need a Dataset with what measure_quality gives"):
+        summarize_quality(aligned)
 
 
 def test_public():

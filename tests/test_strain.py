@@ -126,3 +126,6 @@ def test_bad_input_is_refused():
         measure_strain(tracks, reference=4)
     with pytest.raises(ValueError, match="neighbours is 1; need at least 2"):
         measure_strain(tracks, neighbours=1)
+    for settings in ({"reference": 1.5}, {"neighbours": np.nan}, {"neighbours": 3.0}):
+        with pytest.raises(ValueError, match=r"(reference|neighbours) is .*; need"):
+            measure_strain(tracks, **settings)

@@ -101,3 +101,7 @@ def test_bad_input_is_refused():
         measure_vibration(motion.drop_vars("rigid"))
     with pytest.raises(ValueError, match="probability is 2; need a number between 0 and 1"):
         measure_vibration(motion, probability=2)
+    motion = motion.isel(frame=slice(8))
+    far = motion.assign_coords(time=("frame", [*np.arange(7.0), 1e12]))
+    with pytest.raises(ValueError, match=r"times run over 1e\+12 in steps of 1, .* frequencies; need at most 1048576"):
+        measure_vibration(far)

@@ -338,6 +338,47 @@ def test_pixels_without_a_spectrum(made):
         assert np.isnan(normalize_stack(xr.full_like(stack, values), contour)).all()
 
 
+@pytest.mark.parametrize(("settings", "sentence"), [
+    ({"pre1": np.nan}, "pre1 is nan; need a number of eV from e0"),
+    ({"norm1": np.nan}, "norm1 is nan; need"),
+    ({"norm2": "a"}, "norm2 is 'a'; need"),
+    ({"e0": "a"}, "e0 is 'a'; need a number of eV, more than 0"),
+    ({"e0": np.nan}, "e0 is nan; need"),
+    ({"nnorm": "a"}, "nnorm is 'a'; need a whole number, 0 or more"),
+    ({"nvict": -1}, "nvict is -1; need"),
+    ({"nvict": None}, "nvict is None; need"),
+    ({"bandwidth": 0.0}, r"bandwidth is 0\.0; need a number of eV, more than 0"),
+    ({"bandwidth": -3.0}, "bandwidth is"),
+    ({"max_shift": -1.0}, "max_shift is"),
+    ({"max_gap": np.nan}, "max_gap is"),
+    ({"also": 5}, "also is 5; need names of further edge energies: some of half_step"),
+    ({"search": 5}, "search is 5; need two offsets"),
+    ({"search": (-20.0, np.nan)}, "an end of search is nan"),
+])
+def test_settings_that_cannot_be_are_refused(made, settings, sentence):
+    for fit in (fit_edges, normalize_stack):
+        with pytest.raises(ValueError, match=sentence):
+            fit(made[0], **settings)
+
+
+def test_settings_that_can_be_are_taken(made):
+    settings = {"norm2": -1, "max_sigma": np.inf, "search": [-20, 30], "also": ["e0"], "nnorm": np.int64(1), "e0": 8341}
+    assert "e0_energy" in fit_edges(made[0], **settings)
+
+
+@pytest.mark.parametrize(("spoil", "sentence"), [
+    (lambda stack: stack.to_dataset(name="stacks"), r'aligned is a Dataset; .* such as \["stacks"\]'),
+    (lambda stack: stack.values, r"aligned is a ndarray; need a DataArray with dims \('particle', 'frame', 'y', 'x'\)"),
+    (lambda _: "result.zarr", "aligned is a str; need a DataArray .* open the store first"),
+])
+def test_other_things_than_stacks_are_refused(made, spoil, sentence):
+    for fit in (fit_edges, normalize_stack):
+        with pytest.raises(ValueError, match=sentence):
+            fit(spoil(made[0]))
+    with pytest.raises(ValueError, match=r'contour is a Dataset; .* such as \["contour"\]'):
+        fit_edges(made[0], made[1].to_dataset(name="contour"))
+
+
 def test_wrong_input(made):
     stack, contour, _ = made
     with pytest.raises(ValueError, match="the stack has dims"):

@@ -9,10 +9,25 @@ from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.resample import sample_window
 from xreg.kernels.windows import cut_window
-from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, RESULT, check_alike, describe, validate
+from xreg.schema import (
+    AXES,
+    CONTOUR_SIZE,
+    NORMALIZED,
+    RESULT,
+    ROIS,
+    TABLES,
+    check_alike,
+    check_attributes,
+    check_links,
+    check_number,
+    check_variable,
+    describe,
+    validate,
+)
 
 #: Sightings at most, evenly spread, from which a particle's outline is made.
 _CONTOURS = 256
+_NEEDED = ("roi_position", "roi_area", "roi_contrast", "roi_cut", "roi_window", "roi_contour")
 
 
 def align_block(optical_density: np.ndarray, position: np.ndarray, scale: np.ndarray, half: int) -> np.ndarray:
@@ -124,8 +139,18 @@ def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     DataArray, dims (particle, y, x), bool
-        y and x are offsets in px from the centre of mass, as far as the largest particle needs.
+        y and x are offsets in px from the centre of mass, as far as the largest particle needs; `particle` holds the
+        numbers of `links`.
+
+    Raises
+    ------
+    ValueError
+        If a variable, `energy` or `frame_shape` is missing, or the two disagree on the frames or the number of slots.
     """
+    validate(rois, ROIS, *_NEEDED)
+    validate(rois, TABLES, "energy")
+    check_attributes(rois, frame_shape="refine_rois")
+    check_links(rois, links)
     track, attrs = links["track"].values, rois.attrs
     magnification, shape = attrs.get("magnification", "constant"), tuple(attrs["frame_shape"])
     scale = pixel_scale(rois["energy"].values, magnification, attrs.get("pixel_size_energy_ev"))
@@ -145,7 +170,8 @@ def outline_particles(rois: xr.Dataset, links: xr.Dataset) -> xr.DataArray:
     offset = np.arange(-half, half + 1, dtype=float)
     return xr.DataArray(
         2 * sums > 255 * np.maximum(count, 1), dims=RESULT["contour"].dims, name="contour",
-        coords={axis: (axis, offset, {"units": "px", "long_name": "offset from the centre of mass"}) for axis in AXES},
+        coords={"particle": np.arange(particles)} | {
+            axis: (axis, offset, {"units": "px", "long_name": "offset from the centre of mass"}) for axis in AXES},
         attrs=RESULT["contour"].attrs)
 
 
@@ -202,7 +228,7 @@ def align_stacks(
     half : int
         Windows reach from -half to +half px; see `window_half`.
     contour : DataArray, dims (particle, y, x), optional
-        Outline of each particle, passed through.
+        Outline of each particle, passed through; where its y and x are labelled it is cut, or filled up, to the window.
 
     Returns
     -------
@@ -213,11 +239,13 @@ def align_stacks(
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims, a frame is split into several chunks, or the frames of the two are
-        others.
+        If a variable is missing or has other dims, a frame is split into several chunks, the frames of the two are
+        others, `half` is not positive, or `contour` is not that of these particles and this window.
     """
     validate(normalized, NORMALIZED, "optical_density")
+    validate(normalized, TABLES, "energy")
     validate(tracks, RESULT, "position")
+    check_number("half", half, "a whole number of px, 1 or more", least=1, whole=True)
     check_alike(normalized, tracks, "frame")
     frames = normalized["optical_density"]
     density = whole_frames(frames)
@@ -238,8 +266,17 @@ def align_stacks(
     ds = ds.assign_coords({k: v for k, v in normalized.coords.items() if v.dims == ("frame",)})
     ds = ds.assign_coords({k: v for k, v in tracks.coords.items() if v.dims == ("particle",)})
     if contour is not None:
-        ds["contour"] = contour
+        ds["contour"] = _fitted(contour, ds)
     ds.attrs = dict(attrs)
     # What is fitted to the stack alone needs to know the edge.
     ds["aligned"].attrs = {k: attrs[k] for k in ("element", "edge") if k in attrs}
     return describe(ds, RESULT)
+
+
+def _fitted(contour: xr.DataArray, stacks: xr.Dataset) -> xr.DataArray:
+    """Outlines in the window of the stacks; outside of their own nothing belongs to a particle."""
+    check_variable(contour, RESULT["contour"])
+    window = {axis: stacks[axis].values for axis in AXES if axis in contour.indexes}
+    contour = contour.reindex(window, fill_value=False)
+    check_alike(contour, stacks, "particle", *AXES)
+    return contour

@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 from scipy.interpolate import CubicSpline
 
-from xreg.kernels.preedge import merge_repeats, to_electronvolts
+from xreg.kernels.preedge import SMALLEST_EV, merge_repeats, to_electronvolts
 from xreg.kernels.spectra import combine_references, combine_shifted, particle_chemistry, scale_offset
 from xreg.scans import alike, by_scan, energy_blocks, outline_blocks
+from xreg.schema import RESULT, check_alike, check_array, check_dims, check_number, check_some
 
 _SHELLS = 5
 
@@ -52,13 +53,21 @@ def fit_references(
     Raises
     ------
     ValueError
-        If there is no reference, one is not a spectrum, or in some scan fewer than k + 2 energies are covered by all k
-        references.
+        If there is no reference, one is not a spectrum, a setting is no number or out of range, or in some scan fewer
+        than k + 2 energies are covered by all k references.
     """
+    if not isinstance(references, Mapping) or not all(isinstance(r, Sequence | np.ndarray) and len(r) == 2
+                                                      for r in references.values()):
+        msg = "references are no names with spectra; need a dict such as {'Ni2+': (energy, norm)}."
+        raise ValueError(msg)
     if not references:
         msg = "references is empty; need at least one name with its energies and normalised spectrum."
         raise ValueError(msg)
-    stack, energies, scans = by_scan(norm)
+    check_number("max_shift", max_shift, "a number of eV, 0 or more", least=0)
+    if energy_range is not None and not _ascends(energy_range):
+        msg = f"energy_range is {energy_range!r}; need (lowest, highest) energy in eV."
+        raise ValueError(msg)
+    stack, energies, scans = by_scan(norm, "norm")
     splines = [_spline(name, *reference) for name, reference in references.items()]
     low, high = max(s.x[0] for s in splines) + max_shift, min(s.x[-1] for s in splines) - max_shift
     if energy_range is not None:
@@ -85,6 +94,15 @@ def fit_references(
         out["energy_shift"] = (grid, maps[:, :, 2 * k + 1], {
             "units": "eV", "long_name": "energy shift", "comment": "positive where data lie above the references"})
     return out
+
+
+def _ascends(pair: object) -> bool:
+    """Whether something is two numbers, the lower one first."""
+    try:
+        low, high = map(float, pair)
+    except (TypeError, ValueError):
+        return False
+    return low < high
 
 
 def _spline(name: str, energy: np.ndarray, norm: np.ndarray) -> CubicSpline:
@@ -131,16 +149,13 @@ def oxidation_state(
     Raises
     ------
     ValueError
-        If there are fewer than two different calibration energies, or points of other lengths.
+        If there are fewer than two different calibration energies, points of other lengths, or energies that are keV.
     """
-    lengths = {len(p) for p in points}
-    if lengths not in ({2}, {3}):
-        msg = f"points have lengths {sorted(lengths)}; need (energy, state) or (energy, state, error) for all of them."
-        raise ValueError(msg)
-    energy, state, *errors = np.asarray(points, dtype=float).T
-    if np.unique(energy).size < 2:
-        msg = f"points hold {np.unique(energy).size} different edge energies; need two or more (energy, state) pairs."
-        raise ValueError(msg)
+    check_array(edge_energy, "edge_energy")
+    if edge_energy_sigma is not None:
+        check_array(edge_energy_sigma, "edge_energy_sigma")
+        check_alike(edge_energy, edge_energy_sigma, *(d for d in edge_energy.dims if d in edge_energy_sigma.dims))
+    energy, state, *errors = _calibration(points)
     centre, slope, level, covariance = _line(energy, state, errors[0] if errors else None)
     away = edge_energy - centre
     attrs = {"units": "1", "long_name": "oxidation state", "calibration_energy": energy.tolist(),
@@ -154,6 +169,33 @@ def oxidation_state(
         words = {"units": "1", "long_name": "standard error of the calibration", "comment": "common to all pixels"}
         out["calibration_sigma"] = np.sqrt(variance).assign_attrs(words)
     return xr.Dataset(out)
+
+
+def _calibration(points: Sequence[tuple[float, ...]]) -> np.ndarray:
+    """Energies, states and, if given, errors of calibration points, one row each; raises as `oxidation_state`."""
+    shape = "(energy, state) or (energy, state, error) for all of them"
+    try:
+        lengths = {len(p) for p in points}
+        if isinstance(points, Mapping) or any(isinstance(p, str) for p in points):
+            raise TypeError
+        table = np.asarray(list(points), dtype=float).T if lengths in ({2}, {3}) else None
+    except (TypeError, ValueError) as error:
+        msg = f"points are {points!r}; need {shape}, in a list, in numbers."
+        raise ValueError(msg) from error
+    if table is None:
+        msg = f"points have lengths {sorted(lengths)}; need {shape}."
+        raise ValueError(msg)
+    if not np.isfinite(table).all():
+        msg = f"points hold {np.count_nonzero(~np.isfinite(table))} values that are not finite; need numbers."
+        raise ValueError(msg)
+    if np.unique(table[0]).size < 2:
+        msg = f"points hold {np.unique(table[0]).size} different edge energies; need two or more (energy, state) pairs."
+        raise ValueError(msg)
+    if table[0].min() < SMALLEST_EV:
+        msg = (f"points hold edge energies from {table[0].min():g} to {table[0].max():g}, which are not in eV; need "
+               f"(energy in eV, state): multiply keV by 1000.")
+        raise ValueError(msg)
+    return table
 
 
 def _line(energy: np.ndarray, state: np.ndarray, sigma: np.ndarray | None):
@@ -200,11 +242,12 @@ def summarize_particles(maps: xr.DataArray, contour: xr.DataArray, *, shells: in
     Raises
     ------
     ValueError
-        If dims or sizes are not as above.
+        If dims or sizes are not as above, there is no particle, or `shells` is not positive.
     """
-    if maps.dims != ("particle", "scan", "y", "x"):
-        msg = f"maps has dims {maps.dims}; need ('particle', 'scan', 'y', 'x')."
-        raise ValueError(msg)
+    check_array(maps, "edge_energy", RESULT["edge_energy"].dims)
+    check_dims(maps, "maps", RESULT["edge_energy"].dims)
+    check_some(maps, "particle", "scan")
+    check_number("shells", shells, "a whole number, 1 or more", least=1, whole=True)
     blocks = maps.chunk({"particle": 1, "scan": 1, "y": -1, "x": -1})
     outline = outline_blocks(contour, blocks)
     table = da.map_blocks(_summary_task, blocks.data, outline, shells=shells, drop_axis=(2, 3), new_axis=2,

@@ -1,5 +1,6 @@
 """Stage 2: where the particles are. A CycleGAN generator turns every frame into a clean particle picture."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,7 +45,7 @@ def detect_block(
 
 
 def detect_rois(
-    normalized: xr.Dataset, *, device: str = "auto", weights: "Weights | None" = None
+    normalized: xr.Dataset, *, device: str = "auto", weights: "Weights | str | Path | None" = None
 ) -> xr.DataArray:
     """Find the particles in every frame, lazily.
 
@@ -57,7 +58,7 @@ def detect_rois(
         With `optical_density` (frame, y, x) from `normalize_frames`.
     device : str
         "auto" (a GPU where there is one), "cpu" or "cuda".
-    weights : Weights, optional
+    weights : Weights or path, optional
         Of a CycleGAN generator; the shipped one by default. The graph holds its path and sha256, never a network.
 
     Returns
@@ -68,17 +69,17 @@ def detect_rois(
     Raises
     ------
     ValueError
-        If `optical_density` is missing or has other dims, or a frame is split into several chunks.
+        If `optical_density` is missing or has other dims, a frame is split into several chunks, or the weights are not
+        those of a detector.
     """
+    from xreg.models.weights import Weights
+
     validate(normalized, NORMALIZED, "optical_density")
     density = normalized["optical_density"]
     array = whole_frames(density)
-    from xreg.models.weights import shipped
-
     found = array.map_blocks(
-        detect_block, device=device, weights=weights or shipped("detector"),
+        detect_block, device=device, weights=Weights.chosen(weights, "detector"),
         dtype=np.float32, meta=np.empty((0, 0, 0), np.float32),
     )
     attrs = {"units": "1", "long_name": "clean particle picture"}
     return xr.DataArray(found, dims=density.dims, coords=density.coords, name="particle_map", attrs=attrs)
-

@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from xreg.kernels import scoring
+from xreg.schema import RESULT, SAME_ENERGY_EV, check_dataset, check_dims
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,8 +24,9 @@ PRE_EDGE_MARGIN_EV = 10.0
 RIM_PX = 3
 #: Reach (px) within which a result belongs to a true particle whose size is not given.
 DEFAULT_RADIUS_PX = 10.0
-#: Energies of one frame that differ by more than this (eV) belong to two different series.
-SAME_ENERGY_EV = 0.01
+#: Variables that are compared.
+_COMPARED = ("position", "position_sigma", "measured_position", "rigid", "nonrigid", "contour", "edge_energy",
+             "edge_energy_sigma")
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def evaluate(result: "xr.Dataset", truth: "xr.Dataset") -> Evaluation:
     ----------
     result, truth : Dataset
         Result store and truth store (the names of `xreg.schema.RESULT`); may be lazy. Frames are matched by
-        the `frame` coordinate; where the truth has none it holds all frames, where neither has one they must be
+        the `frame` coordinate; where the truth has none it holds all frames from 0, where neither has one they must be
         as many. The windows may differ in size.
 
     Returns
@@ -167,13 +169,18 @@ def evaluate(result: "xr.Dataset", truth: "xr.Dataset") -> Evaluation:
     Raises
     ------
     ValueError
-        If `position` is missing from either, the numbers of frames differ without a `frame` coordinate, or
-        the energies of the same frame differ, so that the two do not belong together.
+        If one is no Dataset, `position` is missing from either, a variable has lost a dimension, the truth has not
+        the frames of the result, the numbers of frames differ without a `frame` coordinate, or the energies of
+        the same frame differ, so that the two do not belong together.
     """
     for name, ds in (("result", result), ("truth", truth)):
+        check_dataset(ds, f"the variables of a {name}")
         if "position" not in ds:
             msg = f"{name} has no position; need position (particle, frame, axis). Run the whole chain first."
             raise ValueError(msg)
+        for variable in _COMPARED:
+            if variable in ds:
+                check_dims(ds[variable], f"{variable} of the {name}", RESULT[variable].dims)
     result, truth = _common_frames(result, truth)
     radius = _radius(truth)
     tracks, true_tracks = _values(result["position"]), _values(truth["position"])
@@ -211,8 +218,15 @@ def _common_frames(result: "xr.Dataset", truth: "xr.Dataset") -> tuple["xr.Datas
     if "frame" in result.coords and "frame" in truth.coords:
         _, ours, theirs = np.intersect1d(result["frame"].values, truth["frame"].values, return_indices=True)
         result, truth = result.isel(frame=ours), truth.isel(frame=theirs)
-    elif "frame" in result.coords and (result["frame"].values < truth.sizes["frame"]).all():
-        truth = truth.isel(frame=result["frame"].values)
+    elif "frame" in result.coords:
+        number, count = result["frame"].values, truth.sizes["frame"]
+        if number.dtype.kind not in "iu" or not ((number >= 0) & (number < count)).all():
+            msg = (
+                f"result has frames {number[0]} to {number[-1]} and truth {count} frames without numbers, which are "
+                f"0 to {count - 1}; need a truth that holds the frames of the result."
+            )
+            raise ValueError(msg)
+        truth = truth.isel(frame=number)
     elif result.sizes["frame"] != truth.sizes["frame"]:
         msg = (
             f"result has {result.sizes['frame']} frames and truth {truth.sizes['frame']}; need the same "

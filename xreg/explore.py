@@ -7,6 +7,7 @@ import xarray as xr
 from xreg.kernels.preedge import distinct_energies, merge_repeats
 from xreg.kernels.spectra import kmeans, nearest_centre
 from xreg.scans import alike, by_scan, energy_blocks, outline_blocks
+from xreg.schema import check_dataset, check_number, check_some
 
 _SAMPLE = 200_000
 _NEAR = 0.25    # eV; an energy this close to one of the grid counts as that one measured
@@ -40,9 +41,12 @@ def decompose_spectra(norm: xr.DataArray, contour: xr.DataArray | None = None, *
     Raises
     ------
     ValueError
-        If a scan lacks more than a tenth of the fullest scan's energies, or there are fewer energies than components.
+        If a scan lacks more than a tenth of the fullest scan's energies, or there are fewer energies than components,
+        or no particles.
     """
-    stack, energies, scans = by_scan(norm)
+    stack, energies, scans = by_scan(norm, "norm")
+    check_some(stack, "particle")
+    check_number("n_components", n_components, "a whole number, 1 or more", whole=True)
     grid = max((distinct_energies(e) for e in energies), key=len)
     for scan, energy in zip(scans, energies, strict=True):
         shared = int(_measured(grid, energy).sum())
@@ -121,8 +125,10 @@ def cluster_spectra(decomposed: xr.Dataset, *, n_clusters: int = 3, seed: int = 
     Raises
     ------
     ValueError
-        If fewer pixels differ than there are clusters.
+        If fewer pixels differ than there are clusters, or the number of clusters is not positive.
     """
+    check_dataset(decomposed, "what decompose_spectra gives")
+    check_number("n_clusters", n_clusters, "a whole number, 1 or more", least=1, whole=True)
     score = decomposed["score"]
     flat = score.data.reshape((-1, score.sizes["component"]))
     sample = np.asarray(flat[:: max(1, flat.shape[0] // _SAMPLE)])

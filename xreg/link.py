@@ -15,7 +15,16 @@ import xarray as xr
 from xreg.kernels.geometry import pixel_scale, to_reference
 from xreg.kernels.matching import MatchSettings
 from xreg.kernels.tracks import LinkSettings, Tracks, finish, leaf, merge
-from xreg.schema import AXES, RESULT, ROIS, describe, validate
+from xreg.schema import (
+    AXES,
+    POSITIVE,
+    RESULT,
+    ROIS,
+    check_links,
+    check_number,
+    describe,
+    validate,
+)
 
 _NEEDED = ("roi_position", "roi_area", "roi_cut", "roi_thumbnail")
 #: Frames linked by one task; 32 frames of 50 regions hold 2 MB of thumbnails.
@@ -65,16 +74,18 @@ def link_rois(
         `track` (frame, roi) int32, the particle's number, -1 for an empty slot or a dropped region;
         `similarity` (frame, roi) float32, structural similarity with the particle's previous sighting, NaN at
         the first sighting and after an absence longer than `max_gap`. Attribute `particles` is the number of
-        particles.
+        particles. Coordinates of `rois` on `frame` are kept.
 
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims; if `max_gap`, `split_every`, `reach` or `frames_per_block`
-        is out of range; if the magnification changes and `energy` or `frame_shape` is missing.
+        If a variable is missing or has other dims; if `max_gap`, `split_every`, `reach`, `min_sightings` or
+        `frames_per_block` is no such number or out of range; if the magnification changes and `energy` or
+        `frame_shape` is missing.
     """
     validate(rois, ROIS, *_NEEDED)
-    _check_numbers(max_gap=max_gap, split_every=split_every, frames_per_block=frames_per_block, reach=reach)
+    _check_numbers(max_gap=max_gap, split_every=split_every, frames_per_block=frames_per_block, reach=reach,
+                   min_sightings=min_sightings)
     settings = LinkSettings(max_gap, MatchSettings(reach=reach))
     frames = rois.sizes["frame"]
     tracks = _grow(rois, settings, split_every, _blocks(rois, frames_per_block))
@@ -85,7 +96,8 @@ def link_rois(
     similarity = np.full(track.shape, np.nan, dtype=np.float32)
     track[tracks.frame, tracks.slot] = particle
     similarity[tracks.frame, tracks.slot] = np.where(particle >= 0, tracks.similarity, np.nan)
-    links = xr.Dataset({"track": (("frame", "roi"), track), "similarity": (("frame", "roi"), similarity)})
+    links = xr.Dataset({"track": (("frame", "roi"), track), "similarity": (("frame", "roi"), similarity)},
+                       {name: c for name, c in rois.coords.items() if c.dims == ("frame",)})
     links["track"].attrs = {"units": "1", "long_name": "number of the particle", "comment": "-1: none"}
     links["similarity"].attrs = RESULT["similarity"].attrs
     return links.assign_attrs(
@@ -118,13 +130,11 @@ def gather_tracks(rois: xr.Dataset, links: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If a variable is missing or the two disagree on the number of frames or slots.
+        If a variable is missing or the two disagree on the frames or the number of slots.
     """
     validate(rois, ROIS, "roi_position", "roi_area", "roi_cut")
+    check_links(rois, links)
     shape = (rois.sizes["frame"], rois.sizes["roi"])
-    if links["track"].shape != shape:
-        msg = f"links are for (frame, roi) = {links['track'].shape}, rois has {shape}; link these rois first."
-        raise ValueError(msg)
     track = links["track"].values
     frame, slot = np.nonzero(track >= 0)
     where = (track[frame, slot], frame)
@@ -160,7 +170,7 @@ def check_link_settings(settings: dict) -> None:
     Raises
     ------
     ValueError
-        If a name is unknown or a number is out of range.
+        If a name is unknown, or a number is none or out of range.
     """
     known = {name: p.default for name, p in signature(link_rois).parameters.items() if p.kind is p.KEYWORD_ONLY}
     unknown = ", ".join(sorted(set(settings) - set(known)))
@@ -168,7 +178,8 @@ def check_link_settings(settings: dict) -> None:
         msg = f"link settings have no {unknown}; choose from {', '.join(known)}."
         raise ValueError(msg)
     chosen = known | settings
-    _check_numbers(**{name: chosen[name] for name in ("max_gap", "split_every", "frames_per_block", "reach")})
+    del chosen["join_pieces"]
+    _check_numbers(**chosen)
 
 
 def fewest_sightings(frames: int, frames_per_scan: int) -> int:
@@ -239,17 +250,14 @@ def _frames_per_scan(rois: xr.Dataset) -> int:
     return int(np.unique(rois["scan"].values, return_counts=True)[1].max())
 
 
-def _check_numbers(*, max_gap: int, split_every: int, frames_per_block: int | None, reach: float) -> None:
+def _check_numbers(
+    *, max_gap: int, split_every: int, frames_per_block: int | None, reach: float, min_sightings: int | None
+) -> None:
     """Refuse settings that make no sense."""
-    if max_gap < 0:
-        msg = f"max_gap is {max_gap}; need a number of frames, 0 or more."
-        raise ValueError(msg)
-    if split_every < 2:
-        msg = f"split_every is {split_every}; need 2 or more blocks per task."
-        raise ValueError(msg)
-    if frames_per_block is not None and frames_per_block < 1:
-        msg = f"frames_per_block is {frames_per_block}; need 1 or more."
-        raise ValueError(msg)
-    if not reach > 0:
-        msg = f"reach is {reach}; need a positive number of particle diameters."
-        raise ValueError(msg)
+    check_number("max_gap", max_gap, "a number of frames, 0 or more", least=0, whole=True)
+    check_number("split_every", split_every, "2 or more blocks per task", least=2, whole=True)
+    check_number("reach", reach, "a positive number of particle diameters", least=POSITIVE)
+    if frames_per_block is not None:
+        check_number("frames_per_block", frames_per_block, "1 or more", least=1, whole=True)
+    if min_sightings is not None:
+        check_number("min_sightings", min_sightings, "a number of frames, 1 or more", least=1, whole=True)

@@ -16,7 +16,17 @@ from xreg.kernels.geometry import pixel_scale, to_raw, to_reference
 from xreg.kernels.kinematics import doubtful_sightings, whole_places
 from xreg.kernels.layers import Layers, Located, locate_in_frame, paint
 from xreg.kernels.separation import make_layers
-from xreg.schema import AXES, NORMALIZED, RESULT, check_alike, check_variable, describe, validate
+from xreg.schema import (
+    AXES,
+    NORMALIZED,
+    RESULT,
+    TABLES,
+    check_alike,
+    check_attributes,
+    check_variable,
+    describe,
+    validate,
+)
 
 #: Frames from which the layers are made, and bytes that they may take in memory.
 TEMPLATE_FRAMES, TEMPLATE_BYTES = 16, 2**27
@@ -108,10 +118,13 @@ def propose_particles(tracks: xr.Dataset, contour: xr.DataArray) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims.
+        If a variable or the attribute is missing, a variable has other dims, or the particles of the two are others.
     """
     validate(tracks, RESULT, "position")
+    validate(tracks, TABLES, "energy", "area", "contrast", "cut")
+    check_attributes(tracks, frame_shape="refine_rois")
     check_variable(contour, RESULT["contour"])
+    check_alike(tracks, contour, "particle")
     candidates = tracks.merge(expect_positions(tracks)).assign(contour=contour)
     return candidates.isel(particle=drop_pieces(candidates))
 
@@ -262,6 +275,7 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
     """
     validate(normalized, NORMALIZED, "optical_density")
     validate(candidates, RESULT, "position", "contour")
+    validate(candidates, TABLES, "energy", "contrast", "start", "guessed", "doubtful", "stage")
     check_alike(normalized, candidates, "frame")
     density = whole_frames(normalized["optical_density"])
     start, guessed, stage = (candidates[name].values for name in ("start", "guessed", "stage"))
@@ -277,7 +291,8 @@ def locate_particles(normalized: xr.Dataset, candidates: xr.Dataset) -> xr.DataA
         da.from_array(guessed | doubtful, chunks=(-1, frames)), "qf", da.from_array(stage, chunks=(frames, -1)), "fa",
         da.from_array(scale, chunks=(frames,)), "f", new_axes={"p": len(start) + 1, "v": 6}, concatenate=True,
         dtype=float, meta=np.empty((0, 0, 0)), layers=layers)
-    return xr.DataArray(found, dims=("row", "frame", "value"), name="located")
+    coords = {name: c for name, c in candidates.coords.items() if c.dims == ("frame",)}
+    return xr.DataArray(found, coords, ("row", "frame", "value"), name="located")
 
 
 def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray) -> xr.Dataset:
@@ -307,7 +322,22 @@ def confirm_particles(candidates: xr.Dataset, located: np.ndarray | xr.DataArray
         above), `stage` (frame, axis), px at the reference energy, NaN where the background does not show it, with its
         standard error `stage_sigma`, and `edge_jump` and `edge_jump_sigma` (particle) (see
         `xreg.kernels.absorption.edge_jump`).
+
+    Raises
+    ------
+    ValueError
+        If a variable or the attribute `frame_shape` is missing, or the two are not of the same particles and frames.
     """
+    validate(candidates, RESULT, "position", "contour")
+    validate(candidates, TABLES, "energy", "area", "contrast", "cut", "start", "doubtful")
+    check_attributes(candidates, frame_shape="refine_rois")
+    wanted = (candidates.sizes["particle"] + 1, candidates.sizes["frame"], 6)
+    if np.shape(located) != wanted:
+        msg = (f"located has shape {np.shape(located)}; need {wanted}, a row for each particle and one for the stage: "
+               f"give what locate_particles found for these candidates.")
+        raise ValueError(msg)
+    if isinstance(located, xr.DataArray):
+        check_alike(candidates, located, "frame")
     located = np.asarray(located)
     coarse = candidates["position"].values
     detected = np.isfinite(coarse).all(-1)

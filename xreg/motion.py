@@ -11,7 +11,7 @@ from xreg.kernels.kinematics import common_motion, first_sighting, path_length, 
 from xreg.kernels.strain import finite_strain, local_deformation, neighbour_lists
 from xreg.kernels.vibration import OVERSAMPLED, false_alarm_power, frequencies, periodogram
 from xreg.places import reference_positions, standard_errors
-from xreg.schema import AXES, RESULT, describe, validate
+from xreg.schema import AXES, POSITIVE, RESULT, check_number, check_some, describe, validate
 
 #: Part of the frames that must tell the stage's place for the background to define the rigid motion.
 _LEAST_STAGE = 0.3
@@ -65,9 +65,11 @@ def measure_motion(tracks: xr.Dataset, *, reference_particle: int | None = None)
     ------
     ValueError
         If `position` is missing or has other dims; if the magnification changes and `energy` or `frame_shape`
-        is missing; if the reference particle is not among the tracks; if the pixel size is not positive.
+        is missing; if there is no frame; if the reference particle is not among the tracks; if the pixel size is no
+        positive number.
     """
     validate(tracks, RESULT, "position")
+    check_some(tracks, "frame")
     place = reference_positions(tracks)
     first = first_sighting(place)
     displacement = since_first(place, first)
@@ -130,7 +132,8 @@ def measure_vibration(motion: xr.Dataset, *, per_scan: bool = True, probability:
     Raises
     ------
     ValueError
-        If `rigid` is missing or has other dims, or the probability is not between 0 and 1.
+        If `rigid` is missing or has other dims, the probability is not between 0 and 1, or the times of a spectrum span
+        too many of their usual steps.
 
     References
     ----------
@@ -216,7 +219,7 @@ def measure_strain(tracks: xr.Dataset, *, reference: int | None = None, neighbou
     Raises
     ------
     ValueError
-        As `measure_motion`; if the reference frame is not among the frames; if `neighbours` is below 2.
+        As `measure_motion`; if the reference frame is not among the frames; if `neighbours` is below 2 or not whole.
 
     References
     ----------
@@ -227,12 +230,13 @@ def measure_strain(tracks: xr.Dataset, *, reference: int | None = None, neighbou
     seen = np.isfinite(place).all(-1).sum(axis=0)
     if reference is None:
         reference = int(seen.argmax()) if seen.size else 0
+    check_number("reference", reference, "the number of a frame", whole=True)
     if not 0 <= reference < max(len(seen), 1):
         msg = f"the reference frame is {reference}; need one of 0 to {len(seen) - 1}."
         raise ValueError(msg)
-    if neighbours is not None and neighbours < 2:
-        msg = f"neighbours is {neighbours}; need at least 2, or None for those of the Delaunay triangulation."
-        raise ValueError(msg)
+    if neighbours is not None:
+        need = "at least 2, a whole number, or None for those of the Delaunay triangulation"
+        check_number("neighbours", neighbours, need, least=2, whole=True)
     before = slice(reference, reference + 1)
     sigma = standard_errors(tracks, place)
     home = place[:, reference] if seen.size else np.full((len(place), 2), np.nan)
@@ -309,9 +313,7 @@ def _physical(tracks: xr.Dataset, place: np.ndarray, distance: np.ndarray) -> di
     size = tracks.attrs.get("pixel_size_nm")
     if size is None:
         return {}
-    if not size > 0:
-        msg = f"pixel_size_nm is {size}; need a positive number of nanometres, or leave it out."
-        raise ValueError(msg)
+    check_number("pixel_size_nm", size, "a positive number of nanometres, or leave it out", least=POSITIVE)
     physical = {"distance_nm": (_VECTOR[:2], distance * size)}
     if "time" in tracks.coords:
         velocity, acceleration = rates(place * size, _seconds(tracks["time"].values))

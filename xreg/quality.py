@@ -12,7 +12,7 @@ import xarray as xr
 
 from xreg.kernels.agreement import agreement, difference_energy
 from xreg.kernels.scoring import rms
-from xreg.schema import AXES, RESULT, check_variable
+from xreg.schema import AXES, RESULT, check_alike, check_dataset, check_number, check_some, check_variable
 
 #: What each number of `summarize_quality` means, in one sentence.
 MEANINGS = {
@@ -70,7 +70,7 @@ def measure_quality(
     Raises
     ------
     ValueError
-        If dims differ, windows do not agree in size, or there is no such frame.
+        If dims differ, particles or windows do not agree, or there is no particle or no such frame.
     """
     check_variable(aligned, RESULT["aligned"])
     check_variable(contour, RESULT["contour"])
@@ -78,7 +78,14 @@ def measure_quality(
         msg = (f"aligned has sizes {dict(aligned.sizes)} and contour {dict(contour.sizes)}; "
                "need the same particles and windows.")
         raise ValueError(msg)
+    check_alike(aligned, contour, "particle", "y", "x")
+    check_some(aligned, "particle")
     n = aligned.sizes["frame"]
+    if not isinstance(frames, tuple | list) or len(frames) != 2:
+        msg = f"frames is {frames!r}; need (first, last), the places of two frames."
+        raise ValueError(msg)
+    for place in frames:
+        check_number("a place in frames", place, "a whole number", whole=True)
     if not all(-n <= k < n for k in frames):
         msg = f"frames is {frames}, but the stack has {n}; need two of them."
         raise ValueError(msg)
@@ -116,7 +123,13 @@ def summarize_quality(measured: xr.Dataset) -> dict[str, float]:
         `ssim` and `correlation`, means over all pictures; `ssim_variance`, over frames, mean over particles;
         `difference`, mean over particles; `flow`, px, root mean square length. `MEANINGS` says what they mean. NaN
         where nothing could be compared.
+
+    Raises
+    ------
+    ValueError
+        If it is no Dataset.
     """
+    check_dataset(measured, "what measure_quality gives")
     measured = measured.compute()
     numbers = {"ssim": _nanmean(measured["ssim"].values),
                "ssim_variance": _nanmean(measured["ssim"].var("frame").values),

@@ -1,5 +1,6 @@
 """Stage 3: one clean contour per particle. The Dual U-Net refines every region of interest, moments give its place."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dask.array as da
@@ -20,7 +21,19 @@ from xreg.kernels.rois import (
     split_waists,
 )
 from xreg.kernels.significance import background_unevenness, contour_contrast
-from xreg.schema import AXES, CONTOUR_SIZE, NORMALIZED, ROIS, THUMBNAIL_SIZE, check_alike, describe, validate
+from xreg.schema import (
+    AXES,
+    CONTOUR_SIZE,
+    NORMALIZED,
+    PARTICLE_MAP,
+    ROIS,
+    THUMBNAIL_SIZE,
+    check_alike,
+    check_number,
+    check_variable,
+    describe,
+    validate,
+)
 
 if TYPE_CHECKING:
     from xreg.models.weights import Weights
@@ -124,8 +137,8 @@ def refine_block(
 
 
 def refine_rois(
-    normalized: xr.Dataset, particle_map: xr.DataArray, *, device: str = "auto", weights: "Weights | None" = None,
-    max_rois: int = MAX_ROIS,
+    normalized: xr.Dataset, particle_map: xr.DataArray, *, device: str = "auto",
+    weights: "Weights | str | Path | None" = None, max_rois: int = MAX_ROIS,
 ) -> xr.Dataset:
     """Refine every region of interest to one soft contour and measure it, lazily.
 
@@ -139,7 +152,7 @@ def refine_rois(
     particle_map : DataArray, dims (frame, y, x)
         From `detect_rois`.
     device, weights, max_rois
-        As in `refine_block`.
+        As in `refine_block`; `weights` may be the path of a file.
 
     Returns
     -------
@@ -150,19 +163,21 @@ def refine_rois(
     Raises
     ------
     ValueError
-        If a variable is missing or has other dims, a frame is split into several chunks, or the frames of the two are
-        others.
+        If a variable is missing or has other dims, a frame is split into several chunks, the frames of the two are
+        others or of another size, the weights are not those of a refiner, or `max_rois` is not positive.
     """
-    from xreg.models.weights import shipped
+    from xreg.models.weights import Weights
 
     validate(normalized, NORMALIZED, "optical_density", "noise")
-    check_alike(normalized, particle_map, "frame")
+    check_variable(particle_map, PARTICLE_MAP)
+    check_alike(normalized, particle_map, "frame", "y", "x")
+    check_number("max_rois", max_rois, "a whole number of regions, 1 or more", least=1, whole=True)
     density = whole_frames(normalized["optical_density"])
     noise = da.asarray(normalized["noise"].data).rechunk((density.chunks[0],))
     packed = da.blockwise(
         refine_block, "fr", density, "fyx", whole_frames(particle_map).rechunk(density.chunks), "fyx", noise, "f",
         new_axes={"r": max_rois}, concatenate=True, dtype=_RECORD, meta=np.empty((0, 0), _RECORD),
-        device=device, weights=weights or shipped("refiner"), max_rois=max_rois,
+        device=device, weights=Weights.chosen(weights, "refiner"), max_rois=max_rois,
     )
     ds = xr.Dataset({name: (ROIS[name].dims, _field(packed, name)) for name in _RECORD.names})
     ds = ds.assign_coords({k: v for k, v in normalized.coords.items() if v.dims == ("frame",)})

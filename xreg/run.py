@@ -162,7 +162,7 @@ class _Run:
         """Check everything that can be checked before anything is created."""
         from xreg.link import check_link_settings
         from xreg.models.infer import choose_device
-        from xreg.models.weights import Weights, shipped
+        from xreg.models.weights import Weights
         from xreg.normalize import check_raw
         from xreg.xanes import check_energies, edge_settings
 
@@ -179,8 +179,7 @@ class _Run:
         part = whole.isel(frame=slice(first, stop))
         pictures = frames_name(part)
         block = whole[pictures].data.chunks[0][0]
-        weights = {"detector": Weights.of(settings.detector, "detector") if settings.detector else shipped("detector"),
-                   "refiner": Weights.of(settings.refiner, "refiner") if settings.refiner else shipped("refiner")}
+        weights = {role: Weights.chosen(getattr(settings, role), role) for role in ("detector", "refiner")}
         example = xr.DataArray(np.empty((0, 0, 0, 0), np.float32), attrs=part.attrs)
         job = Job(raw=files.absolute(raw), out=store.growing(out), pictures=pictures, first=first,
                   n_frames=stop - first, block=min(block, stop - first), device=device,

@@ -7,16 +7,18 @@ import numpy as np
 import xarray as xr
 
 from xreg.kernels.preedge import to_electronvolts
-from xreg.schema import check_alike
+from xreg.schema import RESULT, check_alike, check_array
 
 
-def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], np.ndarray]:
+def by_scan(stack: xr.DataArray, name: str = "aligned") -> tuple[xr.DataArray, tuple[np.ndarray, ...], np.ndarray]:
     """Sort the frames of a stack by scan and let one chunk hold one particle in one scan.
 
     Parameters
     ----------
     stack : DataArray, dims (particle, frame, y, x)
         With coordinates `energy` (eV; keV is converted with a warning) and `scan` on `frame`.
+    name : str
+        What the stack is called in a sentence, and in a Dataset from which it was not taken.
 
     Returns
     -------
@@ -31,16 +33,18 @@ def by_scan(stack: xr.DataArray) -> tuple[xr.DataArray, tuple[np.ndarray, ...], 
     Raises
     ------
     ValueError
-        If the dims are others, a coordinate is missing, an energy is not positive, or a scan not a number.
+        If it is no DataArray, the dims are others, a coordinate is missing, an energy is not positive, or a scan not a
+        number.
     """
+    check_array(stack, name, RESULT["aligned"].dims)
     if stack.dims != ("particle", "frame", "y", "x"):
         msg = (f"the stack has dims {stack.dims}; need ('particle', 'frame', 'y', 'x'). Choose a single particle or "
                f"pixel with a list, such as stack.isel(particle=[0]), which keeps the dimension.")
         raise ValueError(msg)
-    for name in ("energy", "scan"):
-        if name not in stack.coords or stack.coords[name].dims != ("frame",):
-            msg = (f"the stack has no coordinate {name} on its frames; add it with "
-                   f'stack.assign_coords({name}=("frame", values)).')
+    for coordinate in ("energy", "scan"):
+        if coordinate not in stack.coords or stack.coords[coordinate].dims != ("frame",):
+            msg = (f"the stack has no coordinate {coordinate} on its frames; add it with "
+                   f'stack.assign_coords({coordinate}=("frame", values)).')
             raise ValueError(msg)
     # The two small coordinates decide the graph's shape; `chunk` and `open_zarr` make even them lazy, so they are read
     # here, in this thread. Nothing else is.
@@ -74,8 +78,9 @@ def outline_blocks(contour: xr.DataArray, stack: xr.DataArray) -> da.Array:
     Raises
     ------
     ValueError
-        If `contour` has not the dims (particle, y, x), the sizes and the labels of `stack`.
+        If `contour` is no DataArray, or has not the dims (particle, y, x), the sizes and the labels of `stack`.
     """
+    check_array(contour, "contour", RESULT["contour"].dims)
     wanted = tuple(stack.sizes[d] for d in ("particle", "y", "x"))
     if contour.dims != ("particle", "y", "x") or contour.shape != wanted:
         msg = (f"contour has dims {contour.dims} and shape {contour.shape}; need ('particle', 'y', 'x') and {wanted}, "

@@ -25,8 +25,19 @@ from xreg.kernels.operators import (
 )
 from xreg.kernels.preedge import distinct_energies, merge_repeats, resolve_ranges, to_electronvolts, warn_of_changes
 from xreg.scans import alike, by_scan, energy_blocks, outline_blocks
-from xreg.schema import RESULT, FitStatus, flag_attrs
+from xreg.schema import POSITIVE, RESULT, FitStatus, check_number, flag_attrs
 
+_EV = "a number of eV"
+#: What the numbers among the settings of a fit must be: in words, and to `check_number`.
+_NUMBERS = {
+    "e0": (f"{_EV}, more than 0", {"least": POSITIVE}),
+    **dict.fromkeys(("pre1", "pre2", "norm1", "norm2"), (f"{_EV} from e0", {"finite": False})),
+    **dict.fromkeys(("nnorm", "nvict"), ("a whole number, 0 or more", {"least": 0, "whole": True})),
+    **dict.fromkeys(("bandwidth", "peak_bandwidth"), (f"{_EV}, more than 0", {"least": POSITIVE})),
+    **dict.fromkeys(("max_gap", "max_sigma"), (f"{_EV}, more than 0", {"least": POSITIVE, "finite": False})),
+    "max_shift": (f"{_EV}, 0 or more", {"least": 0}),
+    "significance": ("a number, 0 or more", {"least": 0}),
+}
 _SAMPLE = 500    # pixels at most from which the slow disturbances of a particle are measured
 
 
@@ -63,7 +74,8 @@ def fit_edges(
     Raises
     ------
     ValueError
-        If dims or coordinates are not as above, a setting is unknown, or `e0` lies outside all scans' energies.
+        If dims or coordinates are not as above, a setting is unknown or cannot be, or `e0` lies outside all scans'
+        energies.
 
     Warns
     -----
@@ -76,8 +88,8 @@ def fit_edges(
     Scans with too few energies for a fit, such as two, give NaN and the status `too_few_energies`; where the scan has
     enough of them, but frames that are bad or do not show the pixel took them away, the status is `bad_frames`.
     """
-    settings = edge_settings(aligned, **settings)
     stack, energies, scans = by_scan(aligned)
+    settings = edge_settings(aligned, **settings)
     attrs = _resolved(settings, energies, incomplete)
     names = edge.field_names(settings)
     sizes = stack.sizes
@@ -146,8 +158,8 @@ def normalize_stack(aligned: xr.DataArray, contour: xr.DataArray | None = None, 
     ValueError
         As `fit_edges`.
     """
-    settings = edge_settings(aligned, **settings)
     stack, energies, _ = by_scan(aligned)
+    settings = edge_settings(aligned, **settings)
     attrs = _resolved(settings, energies)
     arrays = [] if contour is None else [outline_blocks(contour, stack)]
     norm = da.map_blocks(_normalize_task, stack.data, energy_blocks(energies), *arrays, settings=settings, flat=flat,
@@ -166,6 +178,7 @@ def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
     settings = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
     if isinstance(settings.get("also"), str):
         settings["also"] = (settings["also"],)
+    _check_settings(settings)
     chosen = EdgeSettings(**settings)
     if chosen.e0 is not None:
         return replace(chosen, e0=float(to_electronvolts(np.array([chosen.e0]))[0]))
@@ -176,6 +189,24 @@ def edge_settings(aligned: xr.DataArray, **settings) -> EdgeSettings:
                f"serves as e0; give e0 to fix it.")
         warnings.warn(msg, stacklevel=3)
     return replace(chosen, e0=tabulated)
+
+
+def _check_settings(settings: dict) -> None:
+    """Refuse settings that are not of the kind that `EdgeSettings` needs; that looks at how they fit together."""
+    fields = EdgeSettings.__dataclass_fields__
+    for name, value in settings.items():
+        if name in _NUMBERS and (value is not None or fields[name].default is not None):
+            need, limits = _NUMBERS[name]
+            check_number(name, value, need, **limits)
+    also, search = settings.get("also", ()), settings.get("search", fields["search"].default)
+    if not isinstance(also, tuple) or not all(isinstance(name, str) for name in also):
+        msg = f"also is {also!r}; need names of further edge energies: some of {', '.join(DEFINITIONS)}."
+        raise ValueError(msg)
+    if not isinstance(search, tuple) or len(search) != 2:
+        msg = f"search is {search!r}; need two offsets (below, above) in eV from e0."
+        raise ValueError(msg)
+    for end in search:
+        check_number("an end of search", end, f"{_EV} from e0")
 
 
 def check_energies(energy: np.ndarray, scan: np.ndarray, attrs: dict, **settings) -> None:

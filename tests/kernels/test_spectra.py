@@ -119,6 +119,16 @@ def test_calibration_without_overlap():
         calibrate_energy(GRID, mu, GRID, mu, window=(-0.1, 0.1))
 
 
+@pytest.mark.parametrize("mu", [
+    np.ones(GRID.size), GRID / 8000, (8000 / GRID) ** 3, 0.01 * np.random.default_rng(0).normal(size=GRID.size)])
+def test_spectra_without_an_edge_are_not_calibrated(mu):
+    good = edge(GRID, 8341.0, 0.5)
+    with pytest.raises(ValueError, match=r"the spectrum has no edge|need at least two energies on either side"):
+        calibrate_energy(GRID, mu, GRID, good)
+    with pytest.raises(ValueError, match=r"the reference has no edge|need at least two energies on either side"):
+        calibrate_energy(GRID, good, GRID, mu)
+
+
 def test_clusters_are_found_and_ordered_by_size():
     rng = np.random.default_rng(0)
     planted = np.array([[0.0, 0.0], [5.0, 0.0], [0.0, 7.0]])

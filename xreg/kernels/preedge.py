@@ -18,7 +18,7 @@ SAME_ENERGY = 0.05
 #: Numbers closer than this (eV) are the same; also where single spectra are treated as Larch treats them.
 _ROUNDING = 5e-4
 #: No absorption edge that a hard X-ray microscope reaches lies below this number of eV; smaller values are keV.
-_SMALLEST_EV = 100.0
+SMALLEST_EV = 100.0
 _HIGHEST_DEGREE = 5
 
 
@@ -34,7 +34,7 @@ def to_electronvolts(energy: np.ndarray) -> np.ndarray:
     if energy.size == 0 or not np.all(np.isfinite(energy)) or np.min(energy) <= 0:
         msg = f"energy has {energy.size} values, not all of them positive and finite; need photon energies in eV."
         raise ValueError(msg)
-    if np.max(energy) >= _SMALLEST_EV:
+    if np.max(energy) >= SMALLEST_EV:
         return energy
     msg = f"energy runs from {energy.min():g} to {energy.max():g}, so it is taken as keV and multiplied by 1000."
     warnings.warn(msg, stacklevel=2)

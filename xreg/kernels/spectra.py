@@ -3,6 +3,7 @@
 Arrays of spectra have the shape (energies, pixels).
 """
 
+import warnings
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,9 +12,12 @@ from scipy.interpolate import CubicSpline
 from scipy.ndimage import distance_transform_edt
 from scipy.optimize import least_squares
 
-from xreg.kernels.preedge import normalize_spectrum, to_electronvolts
+from xreg.kernels.preedge import NormalizedSpectrum, normalize_spectrum, to_electronvolts
 
 _MOST_REFERENCES = 8
+#: An edge rises, from below to above it within this many eV, by more than so many standard errors and by more than this
+#: share of its step, and is so many times as steep as spectra usually are: a background's curve is not.
+_NEARBY, _LEAST_RISE, _LEAST_SHARE, _STEEP = 30.0, 4.0, 0.3, 2.0
 
 
 def combine_references(norm: np.ndarray, references: np.ndarray) -> dict[str, np.ndarray]:
@@ -175,10 +179,10 @@ def calibrate_energy(
     Raises
     ------
     ValueError
-        If a spectrum cannot be normalised, or fewer than 8 points lie in the window.
+        If a spectrum cannot be normalised or has no edge, or fewer than 8 points lie in the window.
     """
-    mine = normalize_spectrum(energy, mu)
-    known = normalize_spectrum(reference_energy, reference_mu)
+    mine = _with_edge("spectrum", energy, mu)
+    known = _with_edge("reference", reference_energy, reference_mu)
     use = (known.energy >= known.e0 + window[0]) & (known.energy <= known.e0 + window[1])
     if use.sum() < 8:
         msg = f"the reference has {use.sum()} energies within {window} eV of its edge at {known.e0:g} eV; need 8."
@@ -198,6 +202,26 @@ def calibrate_energy(
     covariance = np.linalg.pinv(fit.jac.T @ fit.jac) * np.sum(fit.fun**2) / max(len(at) - len(fit.x), 1)
     scale = float(fit.x[1]) if stretch else 1.0
     return Calibration(float(fit.x[0]), scale, float(known.e0), float(np.sqrt(covariance[0, 0])), misfit)
+
+
+def _with_edge(name: str, energy: np.ndarray, mu: np.ndarray) -> NormalizedSpectrum:
+    """Normalise a spectrum; raise ValueError where no edge rises out of what scatters about the line below it."""
+    with warnings.catch_warnings():
+        # What it warns of is refused here.
+        warnings.filterwarnings("ignore", message="the spectrum is flat")
+        spectrum = normalize_spectrum(energy, mu)
+    away, height = spectrum.energy - spectrum.e0, spectrum.mu - spectrum.pre_edge
+    below, above = (height[(side > 0) & (side <= _NEARBY)] for side in (-away, away))
+    rise = above.mean() - below.mean() if below.size and above.size else 0.0
+    far = away < spectrum.pre2
+    error = np.std(height[far]) * np.sqrt(1 / below.size + 1 / above.size) if far.any() and rise else 0.0
+    slope = np.abs(np.gradient(spectrum.mu, spectrum.energy))
+    least = max(_LEAST_RISE * error, _LEAST_SHARE * spectrum.edge_step, 1e-9 * np.abs(spectrum.mu).max())
+    if not rise > least or slope.max() < _STEEP * np.median(slope):
+        msg = (f"the {name} has no edge: about {spectrum.e0:g} eV, where it is steepest, it rises by {rise:.2g} with a "
+               f"standard error of {error:.2g}; need energies before and behind the edge of the substance.")
+        raise ValueError(msg)
+    return spectrum
 
 
 def kmeans(points: np.ndarray, k: int, seed: int = 0, rounds: int = 100) -> np.ndarray:

@@ -9,6 +9,8 @@ OVERSAMPLED = 4
 _AROUND, _FEWEST = 25, 4
 #: Bytes of the largest table of phases that is made at once.
 _TABLE = 2**25
+#: Frequencies of a spectrum at most: those of half a million frames.
+_MOST = 2**20
 
 
 def frequencies(when: np.ndarray) -> np.ndarray:
@@ -24,12 +26,23 @@ def frequencies(when: np.ndarray) -> np.ndarray:
     array, shape (m,)
         Cycles per unit of `when`: from one cycle per record to half the usual sampling rate, in steps of a quarter
         cycle per record; empty for fewer than four times.
+
+    Raises
+    ------
+    ValueError
+        If the record is so much longer than its usual step that these would be more than a million: a time is wrong, or
+        a pause is too long.
     """
     if len(when) < 4:
         return np.zeros(0)
     step = float(np.median(np.diff(when)))
     record = float(when[-1] - when[0]) + step
-    return np.arange(OVERSAMPLED, int(np.floor(OVERSAMPLED * record / (2 * step))) + 1) / (OVERSAMPLED * record)
+    count = np.floor(OVERSAMPLED * record / (2 * step))
+    if not count <= _MOST:
+        msg = (f"times run over {record:g} in steps of {step:g}, which calls for {count:.0f} frequencies; need at most "
+               f"{_MOST}. Check the first and the last time, or leave out what lies behind a long pause.")
+        raise ValueError(msg)
+    return np.arange(OVERSAMPLED, int(count) + 1) / (OVERSAMPLED * record)
 
 
 def periodogram(when: np.ndarray, motion: np.ndarray, frequency: np.ndarray) -> np.ndarray:

@@ -63,6 +63,13 @@ class Weights:
             raise ValueError(msg)
         return cls(str(path.absolute()), hashlib.sha256(path.read_bytes()).hexdigest())
 
+    @classmethod
+    def chosen(cls, given: "Weights | str | Path | None", role: str) -> "Weights":
+        """Weights for a role: as given, of the file at a path (see `of`), or those that came with xreg."""
+        if given is None:
+            return shipped(role)
+        return cls.of(given, role) if isinstance(given, str | Path) else given
+
 
 def _kind(path: Path) -> str:
     """Kind of network in a safetensors file; nothing where it does not say."""

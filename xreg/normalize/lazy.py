@@ -6,7 +6,7 @@ import xarray as xr
 from xreg.kernels.references import FlatChoice
 from xreg.normalize.blocks import average_flats, level_frame, normalize_frame, stacked
 from xreg.normalize.check import check_raw, given_status
-from xreg.normalize.survey import Illumination, choose_references, look_at, sampled
+from xreg.normalize.survey import Illumination, choose_references, field_mask, look_at, sampled
 from xreg.schema import NORMALIZED, FrameStatus, describe, flag_attrs, frames_name
 
 _OUTPUTS = {"optical_density": np.float32, "noise": np.float64, "background": np.float64, "frame_status": np.uint8}
@@ -42,13 +42,15 @@ def normalize_frames(
     Raises
     ------
     ValueError
-        If `check_raw` objects, or frames are split along y or x. When computed: as `survey`.
+        If `check_raw` objects, frames are split along y or x, or `illumination`, `references` or `field` are not those
+        of such frames. When computed: as `survey`.
     """
     import dask
     import dask.array as da
 
     check_raw(raw)
     frames = _whole_frames(raw[frames_name(raw)])
+    _check_extras(frames.shape, illumination, references, field)
     if illumination is None:
         pictures = {name: array.data for name, array in sampled(raw).items()}
         looked = dask.delayed(look_at)(**pictures, field=field)
@@ -77,6 +79,29 @@ def normalize_frames(
     normalized = xr.Dataset(variables, coords, raw.attrs)
     normalized["frame_status"].attrs = flag_attrs(FrameStatus)
     return describe(normalized, NORMALIZED)
+
+
+def _check_extras(
+    shape: tuple[int, int, int], illumination: Illumination | None, references: FlatChoice | None, field: tuple | None
+) -> None:
+    """Refuse what was found for, or is meant for, other frames than those of this shape (n, ny, nx)."""
+    if illumination is not None:
+        if not isinstance(illumination, Illumination):
+            msg = f"illumination is a {type(illumination).__name__}; need what survey found."
+            raise ValueError(msg)
+        if illumination.lit.shape != shape[1:]:
+            (theirs_y, theirs_x), (ny, nx) = illumination.lit.shape, shape[1:]
+            msg = (f"illumination is that of frames of {theirs_y} x {theirs_x} px, and these have {ny} x {nx}; need "
+                   f"that of these frames: crop first, then survey.")
+            raise ValueError(msg)
+        if field is not None:
+            msg = "illumination and field are both given, but illumination has a field; give field to survey instead."
+            raise ValueError(msg)
+    if references is not None and len(references.recipe) != shape[0]:
+        msg = f"references are those of {len(references.recipe)} frames, and there are {shape[0]}; need as many."
+        raise ValueError(msg)
+    if field is not None:
+        field_mask(field, shape[1:])
 
 
 def _plans(raw: xr.Dataset, sizes: tuple[int, ...], choice: FlatChoice | None, illumination):

@@ -1,6 +1,7 @@
 """One small look at a dataset for what all of its frames have in common."""
 
 from dataclasses import dataclass, replace
+from operator import index
 
 import numpy as np
 import xarray as xr
@@ -103,7 +104,7 @@ def look_at(
         msg = "flats hold no counts above the dark; need open-beam exposures."
         raise ValueError(msg)
     flat = intensity.mean_of_known(rates)
-    lit = intensity.lit_field(flat) if field is None else _box(field, shape)
+    lit = intensity.lit_field(flat) if field is None else field_mask(field, shape)
     through = np.array([_mean((f - dark) / np.float32(t), lit) for f, t in zip(frames, seconds, strict=True)])
     used = through > 0.005 * _mean(flat, lit)
     # A pixel that merely responds a little more or less is corrected by the division.
@@ -128,7 +129,7 @@ def look_at(
 def _look_at_densities(frames: np.ndarray, dark: np.ndarray, field: tuple | None) -> Illumination:
     """What a few frames of optical density tell: where they hold numbers."""
     shape = frames.shape[1:]
-    lit = np.isfinite(frames).mean(axis=0) >= 0.5 if field is None else _box(field, shape)
+    lit = np.isfinite(frames).mean(axis=0) >= 0.5 if field is None else field_mask(field, shape)
     filled = np.where(np.isfinite(frames), frames, 0)
     bad = lit & intensity.local_outliers(np.median(filled, axis=0)) if len(frames) >= 3 else np.zeros(shape, bool)
     return Illumination(lit, bad, dark, np.zeros(shape, np.float32), np.zeros((0, 1, 1)))
@@ -140,9 +141,13 @@ def _mean(image: np.ndarray, lit: np.ndarray) -> float:
     return float(image[known].mean()) if known.any() else 0.0
 
 
-def _box(field: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
-    """Mask of a field of view that a user gave."""
-    y0, y1, x0, x1 = field
+def field_mask(field: tuple[int, int, int, int], shape: tuple[int, int]) -> np.ndarray:
+    """Mask of a field of view that a user gave; raise ValueError where it is none or lies outside the frame."""
+    try:
+        y0, y1, x0, x1 = map(index, field)
+    except (TypeError, ValueError) as error:
+        msg = f"the field of view is {field!r}; need four whole numbers (y0, y1, x0, x1) in px."
+        raise ValueError(msg) from error
     if not (0 <= y0 < y1 <= shape[0] and 0 <= x0 < x1 <= shape[1]):
         msg = f"the field of view is {field}; need 0 <= y0 < y1 <= {shape[0]} and 0 <= x0 < x1 <= {shape[1]} px."
         raise ValueError(msg)
