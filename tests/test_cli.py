@@ -162,7 +162,7 @@ def test_check_names_a_bad_frame_once(demo, tmp_path):
 def test_check_says_what_is_wrong(demo, tmp_path):
     raw = shutil.copytree(demo[0] / "raw.zarr", tmp_path / "raw.zarr")
     group = zarr.open_group(raw)
-    del group.attrs["pixel_size_nm"]
+    del group.attrs["pixel_size_nm"], group["flat_exposure"]
     group["counts"][5] = 0
     group["scan"][:] = np.r_[np.zeros(8, int), np.ones(4, int)]
     shard = next((raw / "counts/c/0/0").iterdir())
@@ -171,7 +171,8 @@ def test_check_says_what_is_wrong(demo, tmp_path):
     shard.write_bytes(data)
     code, _, err = xreg("check", raw, "--device", "cpu")
     assert code == 3
-    for words in ("attribute pixel_size_nm is missing", "scans have 4 to 8 frames", "frame 5 is ", "data are damaged"):
+    for words in ("attribute pixel_size_nm is missing", "there is only exposure of exposure and flat_exposure",
+                  "scans have 4 to 8 frames", "frame 5 is ", "data are damaged"):
         assert words in err
 
 

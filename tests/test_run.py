@@ -651,3 +651,9 @@ def test_a_lazy_result_needs_its_record(raw, tmp_path, missing):
     del zarr.open_group(tmp_path / "out.zarr").attrs[missing]
     with pytest.raises(ValueError, match=f"out.zarr has no {missing}; give what xreg run wrote"):
         open_result(tmp_path / "out.zarr")
+
+
+def test_a_truth_is_no_result(tmp_path):
+    record.simulate(PhantomConfig(**TINY), tmp_path / "raw.zarr", tmp_path / "truth.zarr")
+    with pytest.raises(ValueError, match=r"truth.zarr has no raw, no settings; give what xreg run wrote"):
+        open_result(tmp_path / "truth.zarr")

@@ -93,6 +93,16 @@ def test_times_survive(tmp_path):
     np.testing.assert_array_equal(store.open_frames(tmp_path / "raw.zarr").time.values, times)
 
 
+def test_whole_numbers_of_ev_are_energies(tmp_path):
+    tables = raw_tables(energy=("frame", np.arange(8330, 8336, dtype=np.uint16), {"units": "eV"}))
+    make_raw(tmp_path / "raw.zarr", tables)
+    energy = store.open_frames(tmp_path / "raw.zarr").energy
+    assert energy.dtype == np.float64
+    assert energy.attrs["units"] == "eV"
+    assert "energy" in store.open_frames(tmp_path / "raw.zarr").coords
+    np.testing.assert_array_equal(energy.values, np.arange(8330.0, 8336.0))
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     ({"energy": None}, "energy is missing; need energy with dims"),
     ({"scan": None}, "scan is missing"),

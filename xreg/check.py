@@ -116,6 +116,10 @@ def _table_problems(raw: xr.Dataset) -> list[str]:
                        ("element", "the edge will be looked for in each particle's mean spectrum")):
         if name not in raw.attrs:
             problems.append(f"the attribute {name} is missing; {loss}.")
+    timed = [name for name in ("exposure", "flat_exposure") if name in raw]
+    if len(timed) == 1 and "flats" in raw:
+        problems.append(f"there is only {timed[0]} of exposure and flat_exposure; it is left aside, and frames and "
+                        "references are taken to be exposed alike.")
     try:
         energies = raw["energy"].values, raw["scan"].values, raw.attrs
         check_energies(*energies)

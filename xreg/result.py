@@ -34,7 +34,7 @@ def open_result(path: str | Path) -> xr.Dataset:
     result = store.open_store(path)
     store.refuse_unfinished(result.attrs, path)
     missing = [n for n in ("position", "frame_status") if n not in result]
-    missing += [n for n in ("raw", "settings") if result.attrs.get("lazy") and n not in result.attrs]
+    missing += [n for n in ("raw", "settings") if n not in result.attrs]
     if missing:
         msg = f"{path} has no {', no '.join(missing)}; give what xreg run wrote, and all of it."
         raise ValueError(msg)

@@ -62,6 +62,9 @@ def open_frames(path: str | Path, *, block: int | None = None, forgiving: bool =
     ds = ds.assign({n: ds[n].load() for n in small if n in ds.data_vars})
     ds = ds.set_coords([n for n in ("energy", "scan", "time") if n in ds])
     ds = ds.assign_coords({n: ds[n].load() for n in small if n in ds.coords})
+    # Whole numbers of eV or seconds are numbers, too.
+    whole = [n for n in small if n in schema.RAW and "f" in schema.RAW[n].kinds and ds[n].dtype.kind in "iu"]
+    ds = ds.assign({n: ds[n].astype(np.float64) for n in whole})
     try:
         pictures = schema.frames_name(ds)
         schema.validate(ds, schema.RAW, pictures, "energy", "scan", *(n for n in schema.RAW if n in ds.variables))
