@@ -653,6 +653,19 @@ def test_a_lazy_result_needs_its_record(raw, tmp_path, missing):
         open_result(tmp_path / "out.zarr")
 
 
+def test_a_run_says_how_far_it_is(raw, tmp_path):
+    told = []
+    run.register(raw, tmp_path / "out.zarr", lazy=True, progress=lambda *step: told.append(step))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["observe", "link", "locate"]
+    for stage in stages:
+        share = [done / total for name, done, total in told if name == stage]
+        assert share == sorted(share)
+        assert (share[0], share[-1]) == (0, 1)
+    # It takes minutes, whatever the number of frames.
+    assert sum(stage == "link" for stage, _, _ in told) > 3
+
+
 def test_a_truth_is_no_result(tmp_path):
     record.simulate(PhantomConfig(**TINY), tmp_path / "raw.zarr", tmp_path / "truth.zarr")
     with pytest.raises(ValueError, match=r"truth.zarr has no raw, no settings; give what xreg run wrote"):

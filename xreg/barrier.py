@@ -6,6 +6,8 @@ be told from sharper ones of its energy. Positions of all frames are held at onc
 frames have been fitted to these, `measure_tracks` says which particles are confirmed and how they moved.
 """
 
+from collections.abc import Callable
+
 import dask.array as da
 import numpy as np
 import xarray as xr
@@ -16,7 +18,7 @@ from xreg.schema import NORMALIZED, RESULT, FrameStatus, describe, flag_attrs
 from xreg.tasks import CANDIDATES, ROI_GROUP, Job, normalized_frame, save_layers
 
 
-def link_particles(job: Job, settings: dict) -> None:
+def link_particles(job: Job, settings: dict, told: Callable[[int, int], None]) -> None:
     """Link the regions, write the candidates for particles, make the layers that frames will be fitted to.
 
     Parameters
@@ -25,13 +27,16 @@ def link_particles(job: Job, settings: dict) -> None:
         The run; its table of regions is complete.
     settings : dict
         Keyword arguments of `link_rois`.
+    told : callable
+        Called with the number of steps done, and of all: the linking is one, and so is each round of `make_layers`.
     """
     from xreg.align import outline_particles
-    from xreg.kernels.separation import make_layers
+    from xreg.kernels.separation import ROUNDS, make_layers
     from xreg.link import gather_tracks, link_rois
     from xreg.locate import choose_template_frames, frames_that_fit, propose_particles
     from xreg.sharpness import reject_blurred
 
+    told(0, ROUNDS + 1)
     rois = reject_blurred(open_rois(job))
     links = link_rois(rois, **settings)
     attrs, energy = rois.attrs, rois["energy"].values
@@ -49,7 +54,8 @@ def link_particles(job: Job, settings: dict) -> None:
     frames = np.array([normalized_frame(job, k).optical_density for k in chosen], np.float32).reshape(-1, *shape)
     expected = (tables[name].values[:, chosen] for name in ("start", "guessed", "doubtful"))
     stage, contour = tables["stage"].values[chosen], tables["contour"].values
-    save_layers(job.out, make_layers(frames, *expected, stage, scale[chosen], contour))
+    layers = make_layers(frames, *expected, stage, scale[chosen], contour, told=lambda k: told(k + 1, ROUNDS + 1))
+    save_layers(job.out, layers)
     spec = store.Spec(("row", "frame", "value"), (n["particle"] + 1, n["frame"], 6), np.float64,
                       (n["particle"] + 1, job.block, 6), np.nan)
     store.create_arrays(f"{job.out}/{CANDIDATES}", {"located": spec})

@@ -261,8 +261,7 @@ class _Run:
         if journal.done("link", "0") is None:
             for later in ("locate", "measure", "align", "stacks", "fit"):
                 journal.forget(later)
-            progress("link", 0, 1)
-            link_particles(self.job, self.settings.link)
+            link_particles(self.job, self.settings.link, partial(progress, "link"))
             journal.mark("link", "0", {})
         progress("link", 1, 1)
         self._pass(pool, "locate", self.blocks, progress)

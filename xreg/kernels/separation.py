@@ -7,6 +7,7 @@ with both pictures eliminated, and ghosts are taken out of the background.
 """
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -48,7 +49,7 @@ _SETTLED = 0.02, 0.1
 
 def make_layers(
     frames: np.ndarray, start: np.ndarray, guessed: np.ndarray, doubtful: np.ndarray, stage: np.ndarray,
-    scale: np.ndarray, contour: np.ndarray, rounds: int = ROUNDS,
+    scale: np.ndarray, contour: np.ndarray, rounds: int = ROUNDS, told: Callable[[int], None] | None = None,
 ) -> Layers:
     """Separate some frames into background and particles, and locate both, again and again.
 
@@ -72,6 +73,8 @@ def make_layers(
         Outline of each particle.
     rounds : int
         How often everything is located anew at most; it ends when positions have settled.
+    told : callable, optional
+        Called with the number of each round before it begins.
     """
     shape = frames.shape[1:]
     margin = STAGE_REACH + int(np.ceil(np.abs(scale - 1).max(initial=0) * max(shape) / 2))
@@ -87,7 +90,9 @@ def make_layers(
     separation = _Separation(frames, scale, bare, place, np.where(guessed[..., None], start, np.nan))
     unguessed = np.zeros(len(place), bool)
     part, before = np.ones(len(place)), np.zeros_like(place)
-    for _ in range(rounds):
+    for number in range(rounds):
+        if told:
+            told(number)
         layers = separation.separate(place, stage)
         moved, still, sigma = place.copy(), stage.copy(), np.full_like(place, np.nan)
         found = _each(lambda k, layers=layers, place=place, stage=stage: locate_in_frame(
