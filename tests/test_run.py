@@ -645,6 +645,18 @@ def test_a_part_of_a_result_is_refused(whole, tmp_path):
         open_result(copied)
 
 
+def test_a_raw_store_that_does_not_answer_is_not_called_gone(raw, tmp_path, monkeypatch):
+    ds = run.register(raw, tmp_path / "out.zarr", lazy=True, frames=":4")
+
+    def silent(*args, **kwargs):
+        raise ConnectionError("the server is silent")
+
+    monkeypatch.setattr(store, "open_frames", silent)
+    assert open_raw_of(ds) is None
+    with pytest.raises(ConnectionError, match="the server is silent"):
+        open_result(tmp_path / "out.zarr")
+
+
 @pytest.mark.parametrize("missing", ["raw", "settings"])
 def test_a_lazy_result_needs_its_record(raw, tmp_path, missing):
     run.register(raw, tmp_path / "out.zarr", lazy=True, frames=":4")

@@ -47,12 +47,12 @@ def open_raw_of(result: xr.Dataset) -> xr.Dataset | None:
     """Frames that a result was made from, lazily, damaged ones as zeros; None where its raw store is not there."""
     try:
         return _raw_of(result)
-    except ValueError:
+    except (ValueError, OSError):
         return None
 
 
 def _raw_of(result: xr.Dataset) -> xr.Dataset:
-    """As `open_raw_of`; ValueError says why not."""
+    """As `open_raw_of`; ValueError says why not, and OSError of a server that does not answer goes through."""
     try:
         origin = result.attrs["raw"]
         raw = store.open_frames(origin["path"], block=origin["block"], forgiving=True)
@@ -60,7 +60,7 @@ def _raw_of(result: xr.Dataset) -> xr.Dataset:
     except (KeyError, TypeError) as error:
         msg = "it does not say which raw store it was made from"
         raise ValueError(msg) from error
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         msg = f"its raw store {origin['path']} is not there"
         raise ValueError(msg) from error
     if changed:
