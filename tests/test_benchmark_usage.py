@@ -116,6 +116,8 @@ def test_errors_in_a_sentence(capsys):
     for raised, code, said in [(ValueError("two\nlines"), 2, "p: two lines"), (OSError(), 2, "p: OSError"),
                                (FileExistsError(17, "File exists", "keys"), 2, "p: keys cannot be used (File exists); "
                                 "check the path, and that you may read and write there."),
+                               (ModuleNotFoundError("No module named 'tea'", name="tea"), 2, "p: the package tea is "
+                                "needed and not installed; install it with pip, and start again."),
                                (KeyboardInterrupt(), 130, "p: stopped; go on with it.")]:
         with pytest.raises(SystemExit) as left, plain_errors("p", go_on="go on with it"):
             raise raised

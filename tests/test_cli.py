@@ -1,6 +1,7 @@
 """Commands in this process, with thresholds in place of networks where a run is needed."""
 
 import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_simulate_with_options(tmp_path):
     assert ds.attrs["simulation"]["crackle"] == 0
     assert ds.attrs["simulation"]["elongation"] == [1.5, 2.0]
     assert store.open_store(tmp_path / "truth.zarr").sizes["frame"] == 6
+
+
+def test_simulate_says_how_many_particles_found_a_place(tmp_path):
+    code, out, err = xreg("simulate", tmp_path / "raw.zarr", "--scans", 1, "--energies", 2, "--size", 96, 96,
+                          "--particles", 60, "--radius", 9, 10, "--only", "noise", "--workers", 0)
+    assert code == 0, err
+    assert re.match(r"note: only \d+ of 60 particles found a place; a larger field of view or smaller", out)
 
 
 def test_run_and_its_exit_codes(demo, tmp_path):

@@ -144,6 +144,7 @@ def simulate(raw: Path, truth: Path | None, energies: int, size: tuple[int, int]
     with _progress() as progress:
         record.simulate(config, raw, truth, workers=_local_workers(workers, "cpu", scheduler), scheduler=scheduler,
                         progress=progress)
+    _print_notices(raw)
 
 
 @main.command()
@@ -154,14 +155,12 @@ def simulate(raw: Path, truth: Path | None, energies: int, size: tuple[int, int]
 @_plain_errors
 def ingest(source: Path, raw: Path, workers: int | None, scheduler: str | None) -> None:
     """Write the beamline files at SOURCE into the store RAW."""
-    from xreg import record, store
+    from xreg import record
 
     with _progress() as progress:
         faults = record.ingest(source, raw, workers=_local_workers(workers, "cpu", scheduler), scheduler=scheduler,
                                progress=progress)
-    ds = store.open_frames(raw)
-    for notice in ds.attrs.get("notices", []):
-        click.echo(f"note: {notice}")
+    ds = _print_notices(raw)
     click.echo(f"{raw}: {ds.sizes['frame']} frames, {ds.sizes.get('flat', 0)} open-beam references")
     if faults:
         _list("files that could not be read", [f"{name}: {reason}" for name, reason in faults.items()])
@@ -344,6 +343,16 @@ def _write_report(out: Path, html: Path, truth: Path | None) -> None:
         click.echo("note: the raw store is not there or has changed; pictures that show frames are left out")
     write_report(result, html, raw=raw, truth=store.open_store(truth) if truth else None)
     click.echo(f"report: {html}")
+
+
+def _print_notices(raw: Path | str) -> "xr.Dataset":
+    """Print what whoever made a raw store has to say of it; returns its frames."""
+    from xreg import store
+
+    ds = store.open_frames(raw)
+    for notice in ds.attrs.get("notices", []):
+        click.echo(f"note: {notice}")
+    return ds
 
 
 def _finish(result: "xr.Dataset") -> None:

@@ -21,7 +21,7 @@ def plain_errors(program: str | None = None, go_on: str = "") -> Iterator[None]:
     program = program or Path(sys.argv[0]).name
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"{program}: {_sentence(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
@@ -29,9 +29,11 @@ def plain_errors(program: str | None = None, go_on: str = "") -> Iterator[None]:
         sys.exit(STOPPED)
 
 
-def _sentence(error: ValueError | OSError) -> str:
-    """An error in one line; where a disk or a server has raised it, with what to do."""
+def _sentence(error: ValueError | OSError | ImportError) -> str:
+    """An error in one line; where a disk, a server or a missing package has raised it, with what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ModuleNotFoundError):
+        return f"the package {error.name} is needed and not installed; install it with pip, and start again."
     if not isinstance(error, OSError) or error.errno is None:
         return text
     if error.filename is None:

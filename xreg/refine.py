@@ -45,7 +45,7 @@ MIN_AREA = 80.0
 #: Contours of less contrast than this many standard errors are refused: the data do not show what the detector drew.
 #: With the shipped weights, 45 frames with and 45 without particles at each of the four noise levels of
 #: `benchmarks/detection.py`: of 1425 contours on a particle 6 fall below it, at 20 and 30 % noise; of 36 inventions 24.
-MIN_SIGNIFICANCE = 8.5
+MIN_SIGNIFICANCE = 6.0
 #: Mean of the particle map inside a contour below which its significance counts for less, in proportion: what the data
 #: hardly show must be sure to the detector. Of the same, 68 contours on particles are below it, and 3 are refused for
 #: that; all inventions are, and 9 are refused for that, so that 3 are left.
@@ -53,7 +53,7 @@ SURE_MAP = 0.5
 #: Contours of less contrast than this many standard deviations of the background at places of their size are refused.
 #: On the frames of the same benchmark particles have 12 and more, and what the network makes of texture has 3 to 7, but
 #: 12 in one of 80 frames without particles at 30 % noise.
-MIN_ABOVE_TEXTURE = 7.0
+MIN_ABOVE_TEXTURE = 8.0
 #: Samples about other regions and invalid pixels that do not tell where a particle begins.
 _ASIDE = 4
 #: Regions are split by what their contours leave over once, and looked at again.

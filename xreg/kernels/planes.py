@@ -77,8 +77,5 @@ def valid_samples(valid: np.ndarray, first: np.ndarray, step: float, shape: tupl
     framed = np.pad(valid, 1)
     low, high = ([np.clip(f(p).astype(int) + 1, 0, size + 1) for p, size in zip(places, valid.shape, strict=True)]
                  for f in (np.floor, np.ceil))
-    found = np.ones(shape, bool)
-    for rows in (low[0], high[0]):
-        for columns in (low[1], high[1]):
-            found &= framed[rows[:, None], columns]
-    return found
+    rows = framed[low[0]] & framed[high[0]]
+    return rows.take(low[1], axis=1) & rows.take(high[1], axis=1)

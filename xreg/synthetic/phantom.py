@@ -234,6 +234,9 @@ class Phantom:
             "magnification": "proportional-to-energy" if c.magnification else "constant",
             "simulation": c.to_dict(),
         }
+        if len(self.particles) < c.n_particles:
+            attrs["notices"] = [f"only {len(self.particles)} of {c.n_particles} particles found a place; a larger "
+                                "field of view or smaller particles give room for more"]
         ds = xr.Dataset(
             {
                 "exposure": ("frame", np.full(c.n_frames, c.exposure)),
