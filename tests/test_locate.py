@@ -269,6 +269,16 @@ def test_where_a_particle_is_expected():
     np.testing.assert_allclose(expected["stage"].values, shared, atol=0.05)
 
 
+def test_frames_that_show_no_particle_are_looked_at_between_those_that_do():
+    shared = np.array([[0, 0], [0, 0], [2, 1], [3, 0], [4, -1], [4, -1.0]])
+    position = np.array([[50, 60], [100, 90]])[:, None] + shared
+    expected = expect_positions(made_tracks(np.where(np.isin(range(6), [0, 3, 5])[:, None], np.nan, position),
+                                            np.full(6, 8300.0)))
+    np.testing.assert_allclose(expected["start"], position, atol=0.05)
+    np.testing.assert_allclose(expected["stage"].values, shared, atol=0.05)
+    np.testing.assert_array_equal(expected["guessed"].values, [[True, False, False, True, False, True]] * 2)
+
+
 def test_a_particle_that_the_field_cuts_is_expected_where_the_whole_of_it_would_be():
     energy, shared = np.full(6, 8400.0), np.array([[0, 0], [3, 1], [-2, 2], [4, 0], [1, -3], [0, 2.0]])
     position = np.array([[50, 60], [100, 90], [120, 200], [20, 30], [3, 100.0]])[:, None] + shared

@@ -133,7 +133,8 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     """Where every particle is, or should be, in every frame.
 
     Where it is not detected, or not as a whole (see `doubtful_sightings`): the motion that all particles share, and its
-    own as between the sightings before and after.
+    own as between the sightings before and after. Where none is detected, as may be before the edge, all are expected
+    between where they are before and after.
 
     Parameters
     ----------
@@ -153,12 +154,8 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     doubt = doubtful_sightings(area, contrast, tracks["cut"].values)
     place, shared = whole_places(to_reference(position, scale, shape), doubt, area)
     doubtful = doubt > 0
-    guess = np.full_like(place, np.nan)
-    every = np.arange(place.shape[1])
-    for own, guessed in zip(place - shared, guess, strict=True):
-        known = np.flatnonzero(np.isfinite(own).all(-1))
-        if known.size:
-            guessed[:] = np.stack([np.interp(every, known, own[known, axis]) for axis in (0, 1)], axis=-1) + shared
+    shared = _continued(shared)
+    guess = np.array([_continued(own) + shared for own in place - shared]).reshape(place.shape)
     seen = np.isfinite(place).all(-1)
     guess = to_raw(guess, scale, shape)
     inside = ((guess >= 0) & (guess <= np.array(shape) - 1)).all(-1)
@@ -169,6 +166,14 @@ def expect_positions(tracks: xr.Dataset) -> xr.Dataset:
     flat = ("particle", "frame")
     return xr.Dataset({"start": ((*flat, "axis"), start), "guessed": (flat, ~seen), "doubtful": (flat, doubtful),
                        "stage": (("frame", "axis"), shared)})
+
+
+def _continued(path: np.ndarray) -> np.ndarray:
+    """A path (frames, 2) with straight lines where it is NaN, and level before and after; all NaN if all of it is."""
+    known = np.flatnonzero(np.isfinite(path).all(-1))
+    if not known.size:
+        return path
+    return np.stack([np.interp(np.arange(len(path)), known, along[known]) for along in path.T], axis=-1)
 
 
 def _scale(energy: np.ndarray, attrs: dict) -> np.ndarray:
