@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
+from xreg.models.dual_unet import DualUNet, UNet, UNetConfig, probability
 from xreg.models.infer import choose_device
 from xreg.models.weights import shipped
 from xreg.plainly import folder_type, number, plain_errors, several
@@ -67,8 +67,7 @@ def fused(low: UNet, high: UNet) -> DualUNet:
 def says(network: UNet | DualUNet, pictures: torch.Tensor) -> torch.Tensor:
     """Share inside the contour, (N, n, n)."""
     with torch.inference_mode():
-        inside = torch.cat([network(part) for part in pictures.split(256)])[:, 0]
-    return inside if isinstance(network, DualUNet) else torch.sigmoid(inside)
+        return torch.cat([probability(network, part) for part in pictures.split(256)])[:, 0]
 
 
 def judge(network: UNet | DualUNet, shown: list[torch.Tensor], held: list[torch.Tensor]) -> dict[str, float]:

@@ -37,18 +37,13 @@ def curve(run: str) -> list[str]:
 
 
 def split(refiner: Weights, folder: str) -> dict[str, Weights]:
-    """Weights of the low- and the high-epoch network alone (as a fusion with themselves), and of both."""
+    """Weights of the low- and the high-epoch network alone, and of both."""
     both = read(refiner)
     if not isinstance(both, DualUNet):
         msg = f"weights {refiner.path} are of one network; need those of a Dual U-Net, as `xreg train refine` writes."
         raise ValueError(msg)
-    alone = {}
-    for name in ("low", "high"):
-        network = DualUNet(both.config)
-        state = getattr(both, name).state_dict()
-        network.low.load_state_dict(state)
-        network.high.load_state_dict(state)
-        alone[name] = save(network.eval(), Path(folder) / f"{name}.safetensors", {})
+    alone = {name: save(network, Path(folder) / f"{name}.safetensors", {})
+             for name, network in (("low", both.low), ("high", both.high))}
     return {**alone, "fused": refiner}
 
 

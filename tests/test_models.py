@@ -50,6 +50,15 @@ def test_fusion_is_the_mean_of_both_networks():
         torch.testing.assert_close(both(x), expected)
 
 
+def test_one_unet_alone_refines_too(dual, tmp_path):
+    both = read(dual)
+    alone = [save(network, tmp_path / f"{name}.safetensors", {}) for name, network in
+             (("low", both.low), ("high", both.high))]
+    regions = np.random.default_rng(0).random((2, 3, 96, 96), dtype=np.float32)
+    said = [soft_contours(regions, Weights.of(w.path, "refiner"), "cpu") for w in alone]
+    np.testing.assert_allclose(np.mean(said, axis=0), soft_contours(regions, dual, "cpu"), atol=1e-5)
+
+
 def test_the_generator_keeps_the_size_and_sees_a_whole_particle():
     network = Generator(GeneratorConfig()).eval()
     x = torch.rand(1, 1, 156, 156, requires_grad=True)

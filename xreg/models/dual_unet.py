@@ -64,3 +64,8 @@ class DualUNet(nn.Module):
 
     def forward(self, region: torch.Tensor) -> torch.Tensor:
         return (torch.sigmoid(self.low(region)) + torch.sigmoid(self.high(region))) / 2
+
+
+def probability(network: UNet | DualUNet, region: torch.Tensor) -> torch.Tensor:
+    """Probability of "inside the contour", as one network or both say; (B, 3, H, W) to (B, 1, H, W)."""
+    return network(region) if isinstance(network, DualUNet) else torch.sigmoid(network(region))

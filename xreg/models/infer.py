@@ -5,11 +5,14 @@ depend on how frames were grouped into chunks.
 """
 
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from xreg.models.dual_unet import probability
 from xreg.models.weights import Weights, load
 
 #: Detection looks at frames binned by this factor.
@@ -92,7 +95,7 @@ def soft_contours(regions: np.ndarray, weights: Weights, device: str) -> np.ndar
     regions : ndarray, shape (n, 3, N, N), float32
         Scaled optical density, particle map and validity of each region.
     weights : Weights
-        Of a Dual U-Net.
+        Of a Dual U-Net, or of one U-Net.
     device : str
         "cpu" or "cuda".
 
@@ -106,11 +109,11 @@ def soft_contours(regions: np.ndarray, weights: Weights, device: str) -> np.ndar
     with _exclusive(device), torch.inference_mode():
         x = torch.from_numpy(np.ascontiguousarray(regions, dtype=np.float32))
         x = x.to(memory_format=torch.channels_last)
-        return _in_memory(network, x, device).numpy()[:, 0]
+        return _in_memory(partial(probability, network), x, device).numpy()[:, 0]
 
 
-def _in_memory(network: torch.nn.Module, x: torch.Tensor, device: str) -> torch.Tensor:
-    """Apply the network; where the device's memory is too small, halve the batch until it fits."""
+def _in_memory(network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, device: str) -> torch.Tensor:
+    """Apply a network; where the device's memory is too small, halve the batch until it fits."""
     size = len(x)
     while True:
         try:

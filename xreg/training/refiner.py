@@ -19,7 +19,7 @@ import torch
 from rich.progress import track
 from torch.nn import functional
 
-from xreg.models.dual_unet import DualUNet, UNet, UNetConfig
+from xreg.models.dual_unet import DualUNet, UNet, UNetConfig, probability
 from xreg.models.infer import choose_device, particle_map
 from xreg.models.weights import Weights, read, save, shipped
 from xreg.training.data import refinement_samples
@@ -143,7 +143,7 @@ def fit_network(
             kept[str(epoch + 1)].load_state_dict(average.state_dict())
         if (epoch + 1) % max(config.epochs // 10, 1) == 0 or epoch + 1 == config.epochs:
             with torch.inference_mode():
-                shown = torch.sigmoid(average(held[0][:8].float()))
+                shown = probability(average, held[0][:8].float())
             run.picture(epoch + 1, held[0][:8, :1], held[0][:8, 1:2], shown, held[1][:8, None])
             run.save(epoch + 1, **parts)
     return {epoch: kept[str(epoch)] for epoch in keep}
@@ -173,8 +173,7 @@ def validate(network: torch.nn.Module, pictures: torch.Tensor, contours: torch.T
     network.eval()
     with torch.inference_mode():
         for x, target, step in zip(pictures.split(256), contours.split(256), spacing.split(256), strict=True):
-            inside, target = network(x.float()), target.float()[:, None]
-            inside = inside if isinstance(network, DualUNet) else torch.sigmoid(inside)
+            inside, target = probability(network, x.float()), target.float()[:, None]
             both = ((inside > 0.5) & (target > 0.5)).sum((1, 2, 3))
             overlap.append(both / ((inside > 0.5) | (target > 0.5)).sum((1, 2, 3)).clamp(min=1))
             miss.append((_centre(inside) - _centre(target)).norm(dim=1) * step)
