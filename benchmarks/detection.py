@@ -1,6 +1,6 @@
 """Particles found, contours and centres, against the truth: the learned chain beside classical segmentation.
 
-    python benchmarks/detection.py [--frames 40] [--noise 1,10,20,30] [--plain] [--elongation 3] [--detector FILE]
+    python benchmarks/detection.py [--frames 100] [--noise 1,10,20,30] [--plain] [--elongation 3] [--detector FILE]
                                    [--refiner FILE] [--real RAW]
 
 Noise is the standard deviation of the transmission in the open beam, in per cent: 1 is 10,000 counts a pixel, 10 is
@@ -345,7 +345,7 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
         print(f"{row:32s}" + "".join(f"{value:18.3f}" for value in values), flush=True)
 
 
-def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector: str | None = None,
+def main(frames: int = 100, noise: tuple[float, ...] = (1, 10, 20, 30), detector: str | None = None,
          refiner: str | None = None, real: str | None = None, plain: bool = False, elongation: float = 1.0,
          ) -> dict[float, dict[str, dict[str, float]]]:
     """Print the tables; returns the summaries by noise level and method."""
@@ -366,7 +366,7 @@ def main(frames: int = 40, noise: tuple[float, ...] = (1, 10, 20, 30), detector:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=number(int, 1), default=40,
+    parser.add_argument("--frames", type=number(int, 1), default=100,
                         help="with particles, and as many without, per noise level")
     # Less noise takes more counts than the simulated detector counts to.
     parser.add_argument("--noise", type=several(number(float, 0.4, 100)), default="1,10,20,30",

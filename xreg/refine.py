@@ -42,18 +42,14 @@ if TYPE_CHECKING:
 MAX_ROIS = 96
 #: Contours of less than this many square px are noise.
 MIN_AREA = 80.0
-#: Contours of less contrast than this many standard errors are refused: the data do not show what the detector drew.
-#: With the shipped weights, 45 frames with and 45 without particles at each of the four noise levels of
-#: `benchmarks/detection.py`: of 1425 contours on a particle 6 fall below it, at 20 and 30 % noise; of 36 inventions 24.
-MIN_SIGNIFICANCE = 6.0
-#: Mean of the particle map inside a contour below which its significance counts for less, in proportion: what the data
-#: hardly show must be sure to the detector. Of the same, 68 contours on particles are below it, and 3 are refused for
-#: that; all inventions are, and 9 are refused for that, so that 3 are left.
+#: Contours of less contrast than this many standard errors, or than this many standard deviations of the background's
+#: own unevenness at places of their size, are refused: the data do not show what the detector drew.
+MIN_SIGNIFICANCE, MIN_ABOVE_TEXTURE = 6.0, 9.0
+#: Mean of the particle map inside a contour below which both count for less, in proportion: what the data hardly show
+#: must be sure to the detector. With the shipped weights, a hundred frames with and a hundred without particles at each
+#: noise level of `benchmarks/detection.py`, other seeds: of 3533 contours on a particle 4 are refused, at 30 % noise, and
+#: of 106 inventions all but 1; if the map did not count, 3 and all but 10.
 SURE_MAP = 0.5
-#: Contours of less contrast than this many standard deviations of the background at places of their size are refused.
-#: On the frames of the same benchmark particles have 12 and more, and what the network makes of texture has 3 to 7, but
-#: 12 in one of 80 frames without particles at 30 % noise.
-MIN_ABOVE_TEXTURE = 8.0
 #: Samples about other regions and invalid pixels that do not tell where a particle begins.
 _ASIDE = 4
 #: Regions are split by what their contours leave over once, and looked at again.
@@ -115,7 +111,7 @@ def refine_block(
     weights, device = weights or shipped("refiner"), choose_device(device)
     table = empty_rois(len(optical_density), max_rois)
     for rows, density, found, sigma in zip(table, optical_density, particle_map, noise, strict=True):
-        labels, records = split_regions(found), []
+        labels, measured = split_regions(found), []
         for _ in range(_LOOKS):
             windows = region_windows(labels, CONTOUR_SIZE)
             if not len(windows):
@@ -124,13 +120,13 @@ def refine_block(
             contours = soft_contours(pictures, weights, device)
             others = other_regions(found, labels, windows, pictures[:, 1])
             regions = zip(pictures, contours, others, windows, levels, strict=True)
-            records = [_measure(*region, float(sigma)) for region in regions]
-            outlines = np.array([r["roi_contour"] / np.float32(255) for r in records])
+            measured = [_measure(*region, float(sigma)) for region in regions]
+            outlines = np.array([record["roi_contour"] / np.float32(255) for record, _ in measured])
             labels = split_left_over(labels, windows, outlines)
             labels = split_waists(found, labels, windows, outlines)
             if labels.max() == len(windows):
                 break
-        kept = _drop_doubles(_that_stand_out([r for r in records if r["roi_area"] >= MIN_AREA], density))
+        kept = _drop_doubles(_that_stand_out([m for m in measured if m[0]["roi_area"] >= MIN_AREA], density))
         kept = sorted(sorted(kept, key=lambda r: -r["roi_area"])[:max_rois], key=lambda r: tuple(r["roi_position"]))
         rows[: len(kept)] = kept
     return table
@@ -197,8 +193,11 @@ def _field(packed: da.Array, name: str) -> da.Array:
 
 def _measure(
     picture: np.ndarray, contour: np.ndarray, others: np.ndarray, window: np.ndarray, levels: np.ndarray, noise: float
-) -> np.ndarray:
-    """One record: the region's single contour, its moments, contrast and thumbnail; empty if nothing shows it."""
+) -> tuple[np.ndarray, float]:
+    """One record: the region's single contour, its moments, contrast and thumbnail; empty if nothing shows it.
+
+    And how sure the detector is of it, from 0 to 1.
+    """
     record = empty_rois(1, 1)[0, 0]
     spacing = window[2]
     free = ~ndimage.binary_dilation((others > 0.2) | (picture[2] < 0.5), iterations=_ASIDE)
@@ -207,13 +206,13 @@ def _measure(
     contour = stored / 255.0
     mass, centre = centre_of_mass(contour)
     if not mass:
-        return record
+        return record, 0.0
     scale = max(levels[1] - levels[0], 0.02)
     contrast, significance = contour_contrast(picture[0], contour, picture[2], noise / scale / spacing)
     inside = contour > 0.5
     sure = min(float(picture[1][inside].mean()) / SURE_MAP, 1.0) if inside.any() else 0.0
     if not significance * sure >= MIN_SIGNIFICANCE:  # nor where it is not a number
-        return record
+        return record, sure
     record["roi_position"] = window[:2] + (centre - (CONTOUR_SIZE - 1) / 2) * spacing
     record["roi_area"] = mass * spacing**2
     record["roi_contrast"], record["roi_significance"] = contrast * scale, significance
@@ -221,17 +220,18 @@ def _measure(
     record["roi_cut"] = bool((dark & inside).any())
     record["roi_window"], record["roi_contour"] = window, stored
     record["roi_thumbnail"] = _thumbnail(picture[0] * contour, mass, centre)
-    return record
+    return record, sure
 
 
-def _that_stand_out(records: list[np.ndarray], density: np.ndarray) -> list[np.ndarray]:
+def _that_stand_out(measured: list[tuple[np.ndarray, float]], density: np.ndarray) -> list[np.ndarray]:
     """Records whose contrast is more than that of the background's own texture at places of their size."""
-    if not records:
-        return records
+    if not measured:
+        return []
+    records, sure = zip(*measured, strict=True)
     contours = np.array([r["roi_contour"] / np.float32(255) for r in records])
     windows, areas = (np.array([r[name] for r in records]) for name in ("roi_window", "roi_area"))
     uneven = background_unevenness(density, windows, contours, areas)
-    return [r for r, u in zip(records, uneven, strict=True) if r["roi_contrast"] >= MIN_ABOVE_TEXTURE * u]
+    return [r for r, s, u in zip(records, sure, uneven, strict=True) if r["roi_contrast"] * s >= MIN_ABOVE_TEXTURE * u]
 
 
 def _thumbnail(picture: np.ndarray, mass: float, centre: np.ndarray) -> np.ndarray:
