@@ -198,8 +198,8 @@ def locate(job: Job, block: chunks.Block) -> Iterator[Piece]:
     layers = load_layers(job.out)
     rows = np.full((len(start) + 1, len(block), 6), np.nan)
     for k, frame in enumerate(_normalized(job, block)):
-        # That a frame is blurred is known only since all frames have been looked at.
-        if frame.status == FrameStatus.OK and judged[k] != FrameStatus.BLURRED:
+        # That a frame is blurred, or could not be observed, is known only since all frames have been looked at.
+        if frame.status == FrameStatus.OK and judged[k] == FrameStatus.OK:
             part = slice(k, k + 1)
             rows[:, part] = locate_block(frame.optical_density[None], start[:, part], (guessed | doubtful)[:, part],
                                          stage[part], scale[part], layers)
