@@ -1,7 +1,7 @@
 """Particles found, contours and centres, against the truth: the learned chain beside classical segmentation.
 
     python benchmarks/detection.py [--frames 100] [--noise 1,10,20,30] [--plain] [--elongation 3] [--detector FILE]
-                                   [--refiner FILE] [--real RAW]
+                                   [--refiner FILE] [--seed 777000000] [--real RAW]
 
 Noise is the standard deviation of the transmission in the open beam, in per cent: 1 is 10,000 counts a pixel, 10 is
 100, 20 is 25, 30 is 11. Every frame is another phantom (seeds that no training uses) at a random energy, with
@@ -251,11 +251,14 @@ def score(tally: Tally, scene: Scene, found: Found) -> None:
 
 def measure(
     methods: dict[str, Method], noise: float, frames: int, *, with_empty: bool = True, plain: bool = False,
-    elongation: float = 1.0,
+    elongation: float = 1.0, first: int = FIRST_SEED,
 ) -> dict[str, Tally]:
-    """Tally of each method over frames with particles, and as many without, at one noise level (per cent)."""
+    """Tally of each method over frames with particles, and as many without, at one noise level (per cent).
+
+    `first` is the seed of the first frame.
+    """
     tallies = {name: Tally() for name in methods}
-    for seed in range(FIRST_SEED, FIRST_SEED + frames):
+    for seed in range(first, first + frames):
         for empty in (False, True) if with_empty else (False,):
             scene = make_scene(seed, 1e4 / noise**2, empty, plain, elongation)
             for name, method in methods.items():
@@ -347,7 +350,7 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
 
 def main(frames: int = 100, noise: tuple[float, ...] = (1, 10, 20, 30), detector: str | None = None,
          refiner: str | None = None, real: str | None = None, plain: bool = False, elongation: float = 1.0,
-         ) -> dict[float, dict[str, dict[str, float]]]:
+         seed: int = FIRST_SEED) -> dict[float, dict[str, dict[str, float]]]:
     """Print the tables; returns the summaries by noise level and method."""
     ours = partial(learned, detector=Weights.of(detector, "detector") if detector else None,
                    refiner=Weights.of(refiner, "refiner") if refiner else None)
@@ -355,7 +358,7 @@ def main(frames: int = 100, noise: tuple[float, ...] = (1, 10, 20, 30), detector
     methods = {"learned": ours, "Otsu + watershed": otsu_watershed, "best classical": classical}
     table = {}
     for level in noise:
-        tallies = measure(methods, level, frames, plain=plain, elongation=elongation)
+        tallies = measure(methods, level, frames, plain=plain, elongation=elongation, first=seed)
         table[level] = {name: summary(tally) for name, tally in tallies.items()}
         special = ", no texture" * plain + f", drawn out {elongation:g}" * (elongation > 1)
         show(f"noise {level:g} %, {frames} + {frames} frames{special}", table[level])
@@ -376,6 +379,7 @@ if __name__ == "__main__":
                         help="times that particles are longer for their width")
     parser.add_argument("--detector", help="weights that `xreg train detect` wrote; the shipped ones by default")
     parser.add_argument("--refiner", help="weights that `xreg train refine` wrote; the shipped ones by default")
+    parser.add_argument("--seed", type=number(int, 0), default=FIRST_SEED, help="of the first frame")
     parser.add_argument("--real", metavar="RAW", help="raw store of frames at two energies or more")
     options = parser.parse_args()
     with plain_errors():

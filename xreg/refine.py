@@ -47,8 +47,8 @@ MIN_AREA = 80.0
 MIN_SIGNIFICANCE, MIN_ABOVE_TEXTURE = 6.0, 9.0
 #: Mean of the particle map inside a contour below which both count for less, in proportion: what the data hardly show
 #: must be sure to the detector. With the shipped weights, a hundred frames with and a hundred without particles at each
-#: noise level of `benchmarks/detection.py`, other seeds: of 3533 contours on a particle 4 are refused, at 30 % noise,
-#: and of 106 inventions all but 1; if the map did not count, 3 and all but 10.
+#: noise level of `benchmarks/detection.py`, of the seeds by which these numbers were chosen: of 3533 contours on a
+#: particle 4 are refused, at 30 % noise, and of 106 inventions all but 1; if the map did not count, 3 and all but 10.
 SURE_MAP = 0.5
 #: Samples about other regions and invalid pixels that do not tell where a particle begins.
 _ASIDE = 4
